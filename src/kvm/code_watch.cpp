@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvm/code_watch.h"
+
+namespace ring3::kvm {
+
+CodeWatch::~CodeWatch() {
+  for (auto& slot : roots_) {
+    const std::unique_ptr<Root> root(slot.load(std::memory_order_relaxed));
+    if (root == nullptr) continue;
+    for (auto& chunk : *root) std::unique_ptr<Chunk>(chunk.load(std::memory_order_relaxed)).reset();
+  }
+}
+
+CodePage* CodeWatch::page(GuestPhys a) {
+  if (CodePage* p = find(a)) return p;
+  const u64 frame = a.frame();
+  if (frame >= roots * chunks_per_root * pages_per_chunk) return nullptr;
+  const std::scoped_lock guard(lock_);
+  auto& root_slot = roots_[frame / (chunks_per_root * pages_per_chunk)];
+  if (root_slot.load(std::memory_order_relaxed) == nullptr) {
+    root_slot.store(std::make_unique<Root>().release(), std::memory_order_release);
+  }
+  auto& chunk_slot = (*root_slot.load(std::memory_order_relaxed))[frame / pages_per_chunk % chunks_per_root];
+  if (chunk_slot.load(std::memory_order_relaxed) == nullptr) {
+    chunk_slot.store(std::make_unique<Chunk>().release(), std::memory_order_release);
+  }
+  return &(*chunk_slot.load(std::memory_order_relaxed))[frame % pages_per_chunk];
+}
+
+} // namespace ring3::kvm

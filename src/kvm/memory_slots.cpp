@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table is a treap keyed by guest-physical base. An update copies the O(log n) nodes between the root and
+// the change and shares the rest. Priorities are a hash of the slot's id, so a table's shape depends on its
+// contents only.
+#include "kvm/memory_slots.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <unordered_map>
+#include <utility>
+
+namespace ring3::kvm {
+namespace {
+
+constexpr u64 user_address_limit = (u64{1} << 47) - page_size; // Linux TASK_SIZE_MAX with 4-level paging
+constexpr u64 guest_phys_limit = u64{1} << 52;                 // the architecture's largest MAXPHYADDR
+constexpr u32 known_flags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
+
+// SplitMix64's finalizer.
+constexpr u64 priority_of(u32 id) {
+  u64 x = id + 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+} // namespace
+
+DirtyBitmap::DirtyBitmap(u64 pages)
+    : words_((pages + 63) / 64), bits_(std::make_unique<std::atomic<u64>[]>(words_)) {}
+
+void DirtyBitmap::mark(u64 page_in_slot) {
+  const std::size_t word = page_in_slot / 64;
+  const u64 mask = u64{1} << (page_in_slot % 64);
+  if (word >= words_) return;
+  // Most marks repeat an earlier one; a plain load keeps the line shared between vCPUs.
+  if ((bits_[word].load(std::memory_order_acquire) & mask) == 0)
+    bits_[word].fetch_or(mask, std::memory_order_acq_rel);
+}
+
+void DirtyBitmap::take(std::span<u64> out) {
+  const std::size_t n = std::min(words_, out.size());
+  for (std::size_t i = 0; i < n; ++i) {
+    out[i] =
+        bits_[i].load(std::memory_order_relaxed) == 0 ? 0 : bits_[i].exchange(0, std::memory_order_acq_rel);
+  }
+}
+
+struct SlotSnapshot::Node {
+  u64 base;
+  u64 size;
+  u64 priority;
+  std::shared_ptr<const Node> left;
+  std::shared_ptr<const Node> right;
+  std::shared_ptr<const MemorySlot> slot;
+};
+
+namespace {
+
+using Node = SlotSnapshot::Node;
+using Tree = std::shared_ptr<const Node>;
+
+Tree with_children(const Node& n, Tree left, Tree right) {
+  return std::make_shared<const Node>(
+      Node{n.base, n.size, n.priority, std::move(left), std::move(right), n.slot});
+}
+
+// Nodes with a base below `key`, and the others.
+std::pair<Tree, Tree> split(const Tree& t, u64 key) {
+  if (!t) return {};
+  if (t->base < key) {
+    auto [low, high] = split(t->right, key);
+    return {with_children(*t, t->left, std::move(low)), std::move(high)};
+  }
+  auto [low, high] = split(t->left, key);
+  return {std::move(low), with_children(*t, std::move(high), t->right)};
+}
+
+// Every base of a is below every base of b.
+Tree merge(const Tree& a, const Tree& b) {
+  if (!a) return b;
+  if (!b) return a;
+  if (a->priority > b->priority) return with_children(*a, a->left, merge(a->right, b));
+  return with_children(*b, merge(a, b->left), b->right);
+}
+
+Tree insert(const Tree& t, std::shared_ptr<const MemorySlot> slot) {
+  const u64 base = slot->base.value;
+  const u64 priority = priority_of(slot->id);
+  if (t && t->priority > priority) {
+    if (base < t->base) return with_children(*t, insert(t->left, std::move(slot)), t->right);
+    return with_children(*t, t->left, insert(t->right, std::move(slot)));
+  }
+  auto [low, high] = split(t, base);
+  const u64 size = slot->size;
+  return std::make_shared<const Node>(
+      Node{base, size, priority, std::move(low), std::move(high), std::move(slot)});
+}
+
+Tree erase(const Tree& t, u64 base) {
+  if (!t) return t;
+  if (base < t->base) return with_children(*t, erase(t->left, base), t->right);
+  if (base > t->base) return with_children(*t, t->left, erase(t->right, base));
+  return merge(t->left, t->right);
+}
+
+// Whether a slot other than `self` has a byte in [first, end). Slots are disjoint, so in order of their ends
+// too.
+bool overlaps(const Node* t, u64 first, u64 end, u32 self) {
+  while (t != nullptr) {
+    if (t->base >= end) {
+      t = t->left.get();
+    } else if (t->base + t->size <= first) {
+      t = t->right.get();
+    } else if (t->slot->id != self) {
+      return true;
+    } else {
+      // Only the slot being moved lies here: its neighbours on both sides can still collide.
+      return overlaps(t->left.get(), first, end, self) || overlaps(t->right.get(), first, end, self);
+    }
+  }
+  return false;
+}
+
+// The checks that need no table, in KVM's order (kvm_set_memory_region); all of them are EINVAL.
+bool well_formed(const kvm_userspace_memory_region& r) {
+  if ((r.slot & 0xffff) >= max_memory_slots) return false;
+  if ((r.slot >> 16) != 0) return false; // one address space, until SMM has its own
+  if ((r.flags & ~known_flags) != 0) return false;
+  if (((r.memory_size | r.guest_phys_addr | r.userspace_addr) & page_offset_mask) != 0) return false;
+  if (r.memory_size > user_address_limit || r.userspace_addr > user_address_limit - r.memory_size)
+    return false;
+  if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr) return false;
+  return (r.memory_size >> page_shift) <= max_slot_pages;
+}
+
+} // namespace
+
+const MemorySlot* SlotSnapshot::find(GuestPhys a) const {
+  const Node* n = root_.get();
+  while (n != nullptr) {
+    if (a.value < n->base) {
+      n = n->left.get();
+    } else if (a.value - n->base < n->size) {
+      return n->slot.get();
+    } else {
+      n = n->right.get();
+    }
+  }
+  return nullptr;
+}
+
+struct MemorySlots::Impl {
+  Tree root;
+  std::unordered_map<u32, std::shared_ptr<const MemorySlot>> by_id;
+};
+
+MemorySlots::MemorySlots() : impl_(std::make_unique<Impl>()) {}
+MemorySlots::~MemorySlots() = default;
+
+int MemorySlots::set(const kvm_userspace_memory_region& region) {
+  if (!well_formed(region)) return -EINVAL;
+  // The old version is let go after the lock: freeing it may be long.
+  Tree retired;
+  const std::scoped_lock guard(lock_);
+  const auto entry = impl_->by_id.find(region.slot);
+  const std::shared_ptr<const MemorySlot> old = entry == impl_->by_id.end() ? nullptr : entry->second;
+
+  if (region.memory_size == 0) {
+    if (!old) return -EINVAL;
+    retired = std::exchange(impl_->root, erase(impl_->root, old->base.value));
+    impl_->by_id.erase(entry);
+    generation_.fetch_add(1, std::memory_order_acq_rel);
+    return 0;
+  }
+
+  // The VMM's address is an integer in KVM's structure; here is the one place where it becomes a pointer.
+  auto* const host = reinterpret_cast<std::byte*>(region.userspace_addr);
+  if (old) {
+    const bool read_only_changes = ((region.flags ^ old->flags) & KVM_MEM_READONLY) != 0;
+    if (host != old->host || region.memory_size != old->size || read_only_changes) return -EINVAL;
+    if (region.guest_phys_addr == old->base.value && region.flags == old->flags) return 0;
+  }
+  const u64 end = region.guest_phys_addr + region.memory_size;
+  if (overlaps(impl_->root.get(), region.guest_phys_addr, end, region.slot)) return -EEXIST;
+  if (end > guest_phys_limit) return -EINVAL;
+
+  auto slot = std::make_shared<MemorySlot>();
+  slot->id = region.slot;
+  slot->flags = region.flags;
+  slot->base = GuestPhys{region.guest_phys_addr};
+  slot->size = region.memory_size;
+  slot->host = host;
+  if ((region.flags & KVM_MEM_LOG_DIRTY_PAGES) != 0) {
+    slot->dirty =
+        old && old->dirty ? old->dirty : std::make_shared<DirtyBitmap>(region.memory_size >> page_shift);
+  }
+
+  Tree next = old ? erase(impl_->root, old->base.value) : impl_->root;
+  next = insert(next, slot);
+  impl_->by_id[region.slot] = std::move(slot);
+  retired = std::exchange(impl_->root, std::move(next));
+  generation_.fetch_add(1, std::memory_order_acq_rel);
+  return 0;
+}
+
+SlotSnapshot MemorySlots::snapshot() const {
+  const std::scoped_lock guard(lock_);
+  return SlotSnapshot{impl_->root};
+}
+
+int MemorySlots::get_dirty_log(u32 slot, std::span<u64> out) {
+  if ((slot >> 16) != 0 || slot >= max_memory_slots) return -EINVAL;
+  std::shared_ptr<DirtyBitmap> dirty;
+  {
+    const std::scoped_lock guard(lock_);
+    const auto entry = impl_->by_id.find(slot);
+    if (entry == impl_->by_id.end() || !entry->second->dirty) return -ENOENT;
+    dirty = entry->second->dirty;
+  }
+  if (out.size() < dirty->words()) return -EINVAL;
+  dirty->take(out);
+  return 0;
+}
+
+std::size_t MemorySlots::count() const {
+  const std::scoped_lock guard(lock_);
+  return impl_->by_id.size();
+}
+
+} // namespace ring3::kvm

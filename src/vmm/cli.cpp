@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/cli.h"
+
+#include "vmm/parse_options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fmt/format.h>
+
+#ifndef RING3_VERSION
+#define RING3_VERSION "0.1.0"
+#endif
+
+namespace ring3::vmm {
+namespace {
+
+constexpr const char* run_footer =
+    R"(Everything after -- is a command that runs in the guest as root, in a RAM disk with
+busybox. Its standard input, output and error are ours, and so is its exit code.
+Without a command the guest's serial console is connected: Ctrl-A X leaves.
+
+Exit codes: the command's own; 0 the guest powered off; 2 x value + 1 for a write to
+port 0xf4; 1 an error on the host; 2 bad usage; 70 triple fault; 71 the guest ended
+without reporting a result; 72 the guest reset itself; 130, 143 ended by SIGINT, SIGTERM.
+
+Environment: RING3_CACHE (kernels; otherwise $XDG_CACHE_HOME/ring3 or ~/.cache/ring3),
+RING3_QUIET=1 (as --quiet).
+
+Examples:
+  ring3 run -- uname -a
+  ring3 run --cpus 2 --memory 1G
+  ring3 run --kernel x86/msr.flat --quiet)";
+
+} // namespace
+
+int report(const Error& error) {
+  std::fputs(fmt::format("ring3: error: {}\n", error.message).c_str(), stderr);
+  if (!error.fix.empty()) std::fputs(fmt::format("fix: {}\n", error.fix).c_str(), stderr);
+  return error.exit_code;
+}
+
+int cli_main(std::span<const std::string> arguments) {
+  RunOptions run_options;
+  FeaturesOptions features_options;
+
+  // The guest's command is taken away first: nothing in it is an option of ours.
+  const auto dashes = std::ranges::find(arguments, "--");
+  const auto own_count = static_cast<std::size_t>(dashes - arguments.begin());
+  if (dashes != arguments.end()) {
+    run_options.has_command = true;
+    run_options.command.assign(dashes + 1, arguments.end());
+  }
+  std::vector<std::string> own(arguments.begin(), arguments.begin() + static_cast<std::ptrdiff_t>(own_count));
+  std::ranges::reverse(own); // as CLI11 wants them
+
+  CLI::App app("KVM's contract in an ordinary process: virtual machines on a software x86-64 CPU.", "ring3");
+  app.set_version_flag("--version", "ring3 " RING3_VERSION);
+  app.require_subcommand(1);
+
+  CLI::App* run = app.add_subcommand("run", "Boot a kernel and, with -- CMD ..., run a command in it");
+  run->footer(run_footer);
+  run->add_option("--kernel", run_options.kernel,
+                  "bzImage, PVH or multiboot image; default: the newest Debian kernel at hand")
+      ->type_name("FILE");
+  run->add_option("--initrd", run_options.initrd, "RAM disk; default: one with busybox, made on the fly")
+      ->type_name("FILE");
+  run->add_option("--append", run_options.append, "Adds to the kernel's command line")->type_name("TEXT");
+  run->add_option("--memory", run_options.memory, "Guest memory: a number with K, M, G or T")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  run->add_option("--cpus", run_options.cpus, "Number of virtual CPUs, 1 to 1024")
+      ->type_name("N")
+      ->capture_default_str();
+  run->add_option("--cpu", run_options.cpu, "CPU model (see ring3 features), then +feature or -feature")
+      ->type_name("MODEL[,+F,-F]")
+      ->capture_default_str();
+  run->add_flag("--quiet,-q", run_options.quiet, "Only the guest's own output and errors");
+  run->add_flag("--verbose,-v", run_options.verbose, "With a command: the kernel's log on standard error");
+  run->add_flag("--stats", run_options.stats,
+                "At the end: instructions and exits of each CPU on standard error");
+  run->add_flag("--debug-console", run_options.debug_console, "The guest's port 0xe9 on standard error");
+
+  CLI::App* features = app.add_subcommand("features", "Show the CPU models and what each offers");
+  features->add_option("--cpu", features_options.cpu, "Only this model")->type_name("MODEL");
+  features->add_flag("--json", features_options.json, "For programs");
+
+  try {
+    app.parse(std::move(own));
+  } catch (const CLI::Success& e) { // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::string message = e.what();
+    std::ranges::replace(message, '\n', ' ');
+    return report({message, "see ring3 --help, or ring3 run --help", exit_usage});
+  }
+  if (features->parsed()) {
+    if (run_options.has_command)
+      return report({"features takes no command", "leave out what follows --", exit_usage});
+    return cli_features(features_options);
+  }
+  if (run_options.has_command && run_options.command.empty())
+    return report({"no command after --", "give one, such as: ring3 run -- uname -a", exit_usage});
+  if (const char* quiet = std::getenv("RING3_QUIET"); quiet && *quiet && std::string_view(quiet) != "0")
+    run_options.quiet = true;
+  return cli_run(run_options);
+}
+
+} // namespace ring3::vmm

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// KVM_GET/SET_REGS, SREGS, MSRS, CPUID2 and MP_STATE (api.rst 4.11 to 4.20, 4.38).
+#include "x86/api/vcpu.h"
+#include "x86/api/vm.h"
+#include "x86/cpu/control_registers.h"
+#include "x86/cpu/msr_table.h"
+#include "x86/decode/block_cache.h"
+
+#include <cerrno>
+
+namespace ring3::x86 {
+
+namespace {
+
+kvm_segment to_kvm(const Segment& s) {
+  kvm_segment k{};
+  k.base = s.base;
+  k.limit = s.limit;
+  k.selector = s.selector;
+  k.type = s.type;
+  k.present = s.present;
+  k.dpl = s.dpl;
+  k.db = s.db;
+  k.s = s.s;
+  k.l = s.l;
+  k.g = s.g;
+  k.avl = s.avl;
+  k.unusable = !s.present;
+  return k;
+}
+
+Segment from_kvm(const kvm_segment& k) {
+  Segment s;
+  s.base = k.base;
+  s.limit = k.limit;
+  s.selector = k.selector;
+  s.type = k.type & 15;
+  s.present = k.present != 0 && k.unusable == 0;
+  s.dpl = k.dpl & 3;
+  s.db = k.db != 0;
+  s.s = k.s != 0;
+  s.l = k.l != 0;
+  s.g = k.g != 0;
+  s.avl = k.avl != 0;
+  return s;
+}
+
+} // namespace
+
+int Vcpu::get_regs(kvm_regs& out) {
+  const CpuState& s = cpu_.state;
+  out = {s.regs[rax], s.regs[rbx], s.regs[rcx], s.regs[rdx], s.regs[rsi], s.regs[rdi], s.regs[rsp], s.regs[rbp],
+         s.regs[r8],  s.regs[r9],  s.regs[r10], s.regs[r11], s.regs[r12], s.regs[r13], s.regs[r14], s.regs[r15],
+         s.rip(),     s.rflags()};
+  return 0;
+}
+
+int Vcpu::set_regs(const kvm_regs& in) {
+  CpuState& s = cpu_.state;
+  s.regs[rax] = in.rax;
+  s.regs[rbx] = in.rbx;
+  s.regs[rcx] = in.rcx;
+  s.regs[rdx] = in.rdx;
+  s.regs[rsi] = in.rsi;
+  s.regs[rdi] = in.rdi;
+  s.regs[rsp] = in.rsp;
+  s.regs[rbp] = in.rbp;
+  s.regs[r8] = in.r8;
+  s.regs[r9] = in.r9;
+  s.regs[r10] = in.r10;
+  s.regs[r11] = in.r11;
+  s.regs[r12] = in.r12;
+  s.regs[r13] = in.r13;
+  s.regs[r14] = in.r14;
+  s.regs[r15] = in.r15;
+  s.regs[reg_rip] = in.rip;
+  s.set_rflags(in.rflags);
+  cpu_.forget_replay();
+  cpu_.mode_changed();
+  return 0;
+}
+
+int Vcpu::get_sregs(kvm_sregs& out) {
+  const CpuState& s = cpu_.state;
+  out = {};
+  out.cs = to_kvm(s.segment(Seg::cs));
+  out.ds = to_kvm(s.segment(Seg::ds));
+  out.es = to_kvm(s.segment(Seg::es));
+  out.fs = to_kvm(s.segment(Seg::fs));
+  out.gs = to_kvm(s.segment(Seg::gs));
+  out.ss = to_kvm(s.segment(Seg::ss));
+  out.tr = to_kvm(s.segment(Seg::tr));
+  out.ldt = to_kvm(s.segment(Seg::ldtr));
+  out.gdt.base = s.gdtr.base;
+  out.gdt.limit = s.gdtr.limit;
+  out.idt.base = s.idtr.base;
+  out.idt.limit = s.idtr.limit;
+  out.cr0 = s.cr0;
+  out.cr2 = s.cr2;
+  out.cr3 = s.cr3;
+  out.cr4 = s.cr4;
+  out.cr8 = cr8();
+  out.efer = s.efer;
+  out.apic_base = lapic_ != nullptr ? lapic_->base_msr() : 0;
+  if (user_interrupt_) out.interrupt_bitmap[*user_interrupt_ / 64] |= bit(*user_interrupt_ % 64);
+  return 0;
+}
+
+int Vcpu::set_sregs(const kvm_sregs& in) {
+  CpuState& s = cpu_.state;
+  // The combinations that no processor can be in.
+  if ((in.cr0 >> 32) != 0 || (in.cr4 & ~cr4_allowed(cpu_.cpuid)) != 0) return -EINVAL;
+  if ((in.cr0 & cr0::pg) != 0 && (in.cr0 & cr0::pe) == 0) return -EINVAL;
+  if ((in.cr0 & cr0::nw) != 0 && (in.cr0 & cr0::cd) == 0) return -EINVAL;
+  if ((in.efer & ~efer_allowed(cpu_.cpuid)) != 0) return -EINVAL;
+  if ((in.efer & efer::lme) != 0 && (in.cr0 & cr0::pg) != 0) {
+    if ((in.cr4 & cr4::pae) == 0 || (in.efer & efer::lma) == 0) return -EINVAL;
+    if ((in.cr3 & cpu_.mmu.phys_reserved()) != 0) return -EINVAL;
+  } else if ((in.efer & efer::lma) != 0 || in.cs.l != 0) {
+    return -EINVAL;
+  }
+  if (lapic_ != nullptr && !lapic_->set_base_msr(in.apic_base, true)) return -EINVAL;
+
+  s.segment(Seg::cs) = from_kvm(in.cs);
+  s.segment(Seg::ds) = from_kvm(in.ds);
+  s.segment(Seg::es) = from_kvm(in.es);
+  s.segment(Seg::fs) = from_kvm(in.fs);
+  s.segment(Seg::gs) = from_kvm(in.gs);
+  s.segment(Seg::ss) = from_kvm(in.ss);
+  s.segment(Seg::tr) = from_kvm(in.tr);
+  s.segment(Seg::ldtr) = from_kvm(in.ldt);
+  s.gdtr = {in.gdt.base, in.gdt.limit};
+  s.idtr = {in.idt.base, in.idt.limit};
+  s.cr0 = (in.cr0 & cr0::all) | cr0::et;
+  s.cr2 = in.cr2;
+  s.cr3 = in.cr3;
+  s.cr4 = in.cr4;
+  s.efer = in.efer;
+  set_cr8(in.cr8 & 15);
+  s.cpl = s.protected_mode() ? s.segment(Seg::ss).dpl : u8{0};
+  if (s.v8086()) s.cpl = 3;
+  cpu_.mmu.select_context((s.cr4 & cr4::pcide) != 0 ? static_cast<u16>(s.cr3 & 0xfff) : u16{0});
+  cpu_.mmu.flush_all();
+  if ((s.cr0 & cr0::pg) != 0 && (s.cr4 & cr4::pae) != 0 && !s.long_mode()) cpu_.mmu.load_pdptes(s.cr3);
+  for (unsigned i = 0; i < 4; ++i) {
+    if (in.interrupt_bitmap[i] == 0) continue;
+    if (lapic_ == nullptr) user_interrupt_ = static_cast<u8>(i * 64 + static_cast<unsigned>(__builtin_ctzll(in.interrupt_bitmap[i])));
+    break;
+  }
+  cpu_.mode_changed();
+  return 0;
+}
+
+int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
+  if (entries.size() > 256) return -E2BIG;
+  cpu_.cpuid.set(entries);
+  cpu_.mmu.set_max_phys_bits(cpu_.cpuid.max_phys_bits());
+  cpu_.mmu.set_gbpages(cpu_.cpuid.has(feature::pdpe1gb));
+  cpu_.mmu.flush_all();
+  cpu_.blocks().flush();
+  if (lapic_ != nullptr) {
+    LapicFeatures f{};
+    f.max_phys_bits = static_cast<u8>(cpu_.cpuid.max_phys_bits());
+    f.x2apic = cpu_.cpuid.has(feature::x2apic);
+    f.tsc_deadline = cpu_.cpuid.has(feature::tsc_deadline);
+    lapic_->set_features(f);
+  }
+  return 0;
+}
+
+int Vcpu::get_mp_state(kvm_mp_state& out) {
+  switch (cpu_.state.activity) {
+  case Activity::halted: out.mp_state = KVM_MP_STATE_HALTED; break;
+  case Activity::wait_for_init: out.mp_state = KVM_MP_STATE_UNINITIALIZED; break;
+  case Activity::wait_for_sipi: out.mp_state = KVM_MP_STATE_INIT_RECEIVED; break;
+  default: out.mp_state = KVM_MP_STATE_RUNNABLE;
+  }
+  return 0;
+}
+
+int Vcpu::set_mp_state(const kvm_mp_state& in) {
+  if (lapic_ == nullptr && in.mp_state != KVM_MP_STATE_RUNNABLE) return -EINVAL;
+  switch (in.mp_state) {
+  case KVM_MP_STATE_RUNNABLE: cpu_.state.activity = Activity::running; break;
+  case KVM_MP_STATE_UNINITIALIZED: cpu_.state.activity = Activity::wait_for_init; break;
+  case KVM_MP_STATE_INIT_RECEIVED: cpu_.state.activity = Activity::wait_for_sipi; break;
+  case KVM_MP_STATE_HALTED: cpu_.state.activity = Activity::halted; break;
+  case KVM_MP_STATE_SIPI_RECEIVED: cpu_.state.activity = Activity::running; break;
+  default: return -EINVAL;
+  }
+  return 0;
+}
+
+int Vcpu::get_msrs(std::span<kvm_msr_entry> entries) {
+  int done = 0;
+  for (kvm_msr_entry& e : entries) {
+    u64 value = 0;
+    if (!read_msr(cpu_, e.index, value, true)) break;
+    e.data = value;
+    ++done;
+  }
+  return done;
+}
+
+int Vcpu::set_msrs(std::span<const kvm_msr_entry> entries) {
+  int done = 0;
+  for (const kvm_msr_entry& e : entries) {
+    if (!write_msr(cpu_, e.index, e.data, true)) break;
+    ++done;
+  }
+  return done;
+}
+
+} // namespace ring3::x86

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/api/vm.h"
+
+#include "x86/api/system.h"
+#include "x86/api/vcpu.h"
+
+#include <cerrno>
+
+namespace ring3::x86 {
+
+std::unique_ptr<kvm::VmApi> create_vm() { return std::make_unique<Vm>(std::make_unique<kvm::HostClock>()); }
+
+Vm::Vm(std::unique_ptr<kvm::Clock> clock)
+    : clock_(std::move(clock)), vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)) {}
+
+Vm::~Vm() = default;
+
+int Vm::set_user_memory_region(const kvm_userspace_memory_region& region) {
+  const std::scoped_lock guard(lock_);
+  const int result = slots_.set(region);
+  if (result != 0) return result;
+  // KVM's promise: when the call returns, no vCPU uses the old layout.
+  const u64 generation = slots_.generation();
+  for (const auto& v : vcpus_) v->generic().post(kvm::request::slots);
+  for (const auto& v : vcpus_) v->generic().wait_for_slots(generation);
+  return 0;
+}
+
+int Vm::create_irqchip() {
+  const std::scoped_lock guard(lock_);
+  if (irqchip_) return -EEXIST;
+  if (!vcpus_.empty()) return -EINVAL;
+  irqchip_ = std::make_unique<IrqChip>(*clock_, timers_);
+  return 0;
+}
+
+int Vm::create_pit(const kvm_pit_config& config) {
+  const std::scoped_lock guard(lock_);
+  if (!irqchip_) return -ENOENT;
+  return irqchip_->create_pit(config);
+}
+
+int Vm::irq_line(u32 gsi, bool level) {
+  if (!irqchip_) return -ENXIO;
+  return irqchip_->set_irq_line(gsi, level);
+}
+
+int Vm::signal_msi(const kvm_msi& msi) {
+  if (!irqchip_) return -EINVAL;
+  return irqchip_->send_msi(msi);
+}
+
+int Vm::create_vcpu(u32 id, kvm::VcpuApi*& out) {
+  if (id >= max_vcpus) return -EINVAL;
+  const std::scoped_lock guard(lock_);
+  for (const auto& v : vcpus_) {
+    if (v->generic().id() == id) return -EEXIST;
+  }
+  if (vcpus_.size() >= max_vcpus) return -EINVAL;
+  auto vcpu = std::make_unique<Vcpu>(*this, id);
+  if (irqchip_) {
+    if (const int result = irqchip_->attach(*vcpu->lapic()); result != 0) return result;
+  }
+  out = vcpu.get();
+  const u32 n = vcpu_count_.load(std::memory_order_relaxed);
+  vcpu_table_[n].store(vcpu.get(), std::memory_order_release);
+  vcpus_.push_back(std::move(vcpu));
+  vcpu_count_.store(n + 1, std::memory_order_release);
+  return 0;
+}
+
+int Vm::get_dirty_log(u32 slot, std::span<u64> bitmap) {
+  const std::scoped_lock guard(lock_);
+  return slots_.get_dirty_log(slot, bitmap);
+}
+
+void Vm::protect_code_pages(const Vcpu* from) {
+  const u32 n = vcpu_count_.load(std::memory_order_acquire);
+  for (u32 i = 0; i < n; ++i) {
+    Vcpu* v = vcpu_table_[i].load(std::memory_order_acquire);
+    if (v != from) v->generic().post_quietly(kvm::request::protect);
+  }
+}
+
+} // namespace ring3::x86

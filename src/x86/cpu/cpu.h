@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+// One x86 processor: its state, its memory accesses, its faults, and what instructions need of the world around it.
+// Everything here runs on the vCPU's own thread.
+#pragma once
+
+#include "base/address.h"
+#include "kvm/clock.h"
+#include "kvm/code_watch.h"
+#include "kvm/memory_slots.h"
+#include "x86/cpu/cpuid.h"
+#include "x86/cpu/exceptions.h"
+#include "x86/cpu/state.h"
+#include "x86/decode/insn.h"
+#include "x86/mmu/guest_access.h"
+#include "x86/mmu/mmu.h"
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <span>
+
+namespace ring3::x86 {
+
+class BlockCache;
+
+// What a CPU reaches outside itself, within the hypervisor: interrupt controllers and the clock. Whatever is not claimed
+// here goes to user space as an exit.
+class Platform {
+ public:
+  virtual ~Platform() = default;
+  // False: not ours. Sizes 1, 2 or 4.
+  virtual bool port_read(u16 port, u8 size, u32& value) = 0;
+  virtual bool port_write(u16 port, u8 size, u32 value) = 0;
+  virtual bool mmio_read(GuestPhys a, std::span<std::byte> data) = 0;
+  virtual bool mmio_write(GuestPhys a, std::span<const std::byte> data) = 0;
+  // True if something in the hypervisor answers at this physical page, above any memory slot.
+  virtual bool claims_page(GuestPhys page) const = 0;
+  // The Clock's TSC, before the guest's own offset.
+  virtual u64 tsc() const = 0;
+  // CR8; 0 without a local APIC.
+  virtual u8 cr8() const = 0;
+  virtual void set_cr8(u8 value) = 0;
+  // IA32_APIC_BASE, x2APIC MSRs and IA32_TSC_DEADLINE; false: #GP.
+  virtual bool read_apic_msr(u32 index, u64& value) = 0;
+  virtual bool write_apic_msr(u32 index, u64 value, bool host) = 0;
+  // The guest's TSC moved: deadlines must be computed again.
+  virtual void tsc_changed() = 0;
+  virtual u64 tsc_khz() const = 0;
+  // PAUSE: a spinning CPU may let others run.
+  virtual void pause() = 0;
+  // Called every few thousand instructions: run timers that are due.
+  virtual void poll() = 0;
+  // This CPU found a page of code: other CPUs must not store to it unseen any more.
+  virtual void code_page_found(const std::byte* host_page) = 0;
+};
+
+// Why the executor came back.
+enum class CpuExit : u8 {
+  request,        // the exit word is not 0
+  halt,           // HLT or MWAIT; state.activity says so
+  io,             // port access for user space, in Cpu::external
+  mmio,           // likewise, memory
+  shutdown,       // triple fault
+  internal_error, // Cpu::internal_error says what
+};
+
+// An access that user space has to perform, and the answers it has given so far to the instruction under way. The
+// instruction is executed again from its start once the answer is there; accesses it has already made are replayed, so
+// nothing is done twice and no handler knows the difference.
+struct ExternalAccess {
+  bool io = false;
+  bool write = false;
+  u8 size = 0;
+  u64 address = 0; // port or guest-physical address
+  u64 data = 0;
+};
+
+class Cpu {
+ public:
+  Cpu(const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch, Platform& platform, std::atomic<u32>& exit_word);
+  ~Cpu();
+  Cpu(const Cpu&) = delete;
+  Cpu& operator=(const Cpu&) = delete;
+
+  CpuState state;
+  Mmu mmu;
+  CpuidTable cpuid;
+  Platform& platform;
+  std::atomic<u32>& exit_word; // polled between blocks; any non-zero value ends run()
+
+  // Power-up (false) or INIT (true) values (SDM vol. 3, table 9-1).
+  void reset(bool init);
+
+  // Executes until something ends it.
+  CpuExit run();
+
+  // Delivers an external interrupt, NMI or re-injected event now. False: it ended in a triple fault or needs user space.
+  bool deliver_interrupt(u8 vector) { return deliver_event(EventType::external, vector, std::nullopt); }
+  bool deliver_nmi();
+  bool deliver_event(EventType type, u8 vector, std::optional<u32> error);
+  // Delivers a fault, turning contributory pairs into #DF (SDM vol. 3, table 6-5). False: shutdown or exit.
+  bool deliver_fault(const Fault& fault);
+
+  bool can_take_interrupt() const {
+    return (state.system_flags & rflags::if_) != 0 && !state.sti_shadow && !state.mov_ss_shadow;
+  }
+  bool can_take_nmi() const { return !state.nmi_blocked && !state.mov_ss_shadow && !state.sti_shadow; }
+  // Something waits for can_take_interrupt(): come back with CpuExit::request when it may be true.
+  bool window_wanted = false;
+  static constexpr u32 exit_window = 1; // the exit-word bit that is set then
+
+  // --- results of an instruction that did not complete ---
+  bool fault_pending = false;
+  Fault fault;
+  bool exit_pending = false;
+  CpuExit exit = CpuExit::request;
+  const char* internal_error = nullptr;
+
+  Step raise(Vector v, u32 error_code = 0) {
+    record_fault(Fault{.vector = v, .error_code = error_code});
+    return Step::abort;
+  }
+  Step ud() { return raise(Vector::ud); }
+  Step gp(u32 error_code = 0) { return raise(Vector::gp, error_code); }
+  void record_fault(const Fault& f) {
+    fault = f;
+    fault_pending = true;
+  }
+  void request_exit(CpuExit why) {
+    exit = why;
+    exit_pending = true;
+  }
+
+  // --- accesses that leave the process of execution ---
+  ExternalAccess external;
+  // Answers the access in `external` (for reads, with data) so that the instruction can be executed again.
+  void complete_external(u64 data);
+  // One port access; false: abort.
+  bool port_read(u16 port, u8 size, u32& value);
+  bool port_write(u16 port, u8 size, u32 value);
+
+  // --- registers by Insn's byte offsets ---
+  template <class T> T reg(u8 offset) const { return load_raw<T>(reinterpret_cast<const u8*>(state.regs) + offset); }
+  // 32-bit writes clear the upper half, 8- and 16-bit ones keep the rest.
+  template <class T> void set_reg(u8 offset, T v) {
+    u8* p = reinterpret_cast<u8*>(state.regs) + offset;
+    if constexpr (sizeof(T) == 4) {
+      store_raw<u64>(p, static_cast<u32>(v));
+    } else {
+      store_raw<T>(p, v);
+    }
+  }
+
+  // --- memory ---
+  u64 effective_address(const Insn& in) const {
+    const u64 a = state.regs[in.base] + (state.regs[in.index] << in.scale) + static_cast<u64>(s64{in.disp});
+    return a & address_mask(in.addrsize);
+  }
+  static u64 address_mask(u8 addrsize) { return addrsize == 8 ? ~u64{0} : addrsize == 4 ? 0xffffffff : 0xffff; }
+
+  // Segment-relative to linear, with the checks of SDM vol. 3, 5.3 and 5.4; false: #GP or #SS recorded.
+  bool linear(Seg s, u64 offset, u64 size, bool write, GuestVirt& out) {
+    if (code64_) {
+      out = GuestVirt{offset + segment_base_[static_cast<unsigned>(s)]};
+      return true; // a non-canonical address never hits the TLB; the slow path faults
+    }
+    const SegmentCheck& c = segment_check_[static_cast<unsigned>(s)];
+    if (offset < c.low || offset + size - 1 > c.high || !(write ? c.write : c.read)) {
+      return segment_fault(s);
+    }
+    out = GuestVirt{(offset + segment_base_[static_cast<unsigned>(s)]) & linear_mask_};
+    return true;
+  }
+
+  template <class T> bool load(GuestVirt a, T& out, Seg s = Seg::ds) {
+    const TlbEntry& e = tlb_->at(a.value);
+    if (e.read_tag == a.page().value && a.page_offset() <= page_size - sizeof(T)) [[likely]] {
+      out = guest_load<T>(reinterpret_cast<const std::byte*>(a.value + e.addend));
+      return true;
+    }
+    return load_slow(a, &out, sizeof(T), s, false);
+  }
+  template <class T> bool store(GuestVirt a, T v, Seg s = Seg::ds) {
+    const TlbEntry& e = tlb_->at(a.value);
+    if (e.write_tag == a.page().value && a.page_offset() <= page_size - sizeof(T)) [[likely]] {
+      guest_store<T>(reinterpret_cast<std::byte*>(a.value + e.addend), v);
+      return true;
+    }
+    return store_slow(a, &v, sizeof(T), s, false);
+  }
+  template <class T> bool read(Seg s, u64 offset, T& out) {
+    GuestVirt a;
+    return linear(s, offset, sizeof(T), false, a) && load<T>(a, out, s);
+  }
+  template <class T> bool write(Seg s, u64 offset, T v) {
+    GuestVirt a;
+    return linear(s, offset, sizeof(T), true, a) && store<T>(a, v, s);
+  }
+  template <class T> bool read_operand(const Insn& in, T& out) {
+    return read<T>(static_cast<Seg>(in.seg), effective_address(in), out);
+  }
+  template <class T> bool write_operand(const Insn& in, T v) {
+    return write<T>(static_cast<Seg>(in.seg), effective_address(in), v);
+  }
+  // Any size up to 4096, with the same checks; a store either happens wholly or faults before any byte is written.
+  bool read_bytes(Seg s, u64 offset, void* out, u64 size);
+  bool write_bytes(Seg s, u64 offset, const void* in, u64 size);
+  // Would a store of this size fault or leave for user space? Checks without storing; sets A and D bits.
+  bool probe_write(Seg s, u64 offset, u64 size);
+  // Host pointer for a read-modify-write of [a, a + size) when that is plain memory in one page. Null: either a fault is
+  // pending, or the access must be a load and a store (MMIO, page split). Call update_done() after the store.
+  std::byte* host_for_update(GuestVirt a, u64 size, Seg s) {
+    const TlbEntry& e = tlb_->at(a.value);
+    if (e.write_tag == a.page().value && a.page_offset() + size <= page_size) [[likely]] {
+      return reinterpret_cast<std::byte*>(a.value + e.addend);
+    }
+    return host_for_update_slow(a, size, s);
+  }
+  void update_done() {
+    if (code_update_size_ != 0) [[unlikely]] finish_code_update();
+  }
+  // The segment check of linear() without a fault: false when it would raise one.
+  bool probe_fast(Seg s, u64 offset, u64 size, bool write, GuestVirt& out) const {
+    const auto i = static_cast<unsigned>(s);
+    out = GuestVirt{offset + segment_base_[i]};
+    if (code64_) return true;
+    const SegmentCheck& c = segment_check_[i];
+    out.value &= linear_mask_;
+    return offset >= c.low && offset + size - 1 <= c.high && (write ? c.write : c.read);
+  }
+  // Host pointer for the rest of the page if the TLB allows the access at once, else null.
+  std::byte* fast_host(GuestVirt a, bool write) const {
+    const TlbEntry& e = tlb_->at(a.value);
+    if ((write ? e.write_tag : e.read_tag) != a.page().value) return nullptr;
+    return reinterpret_cast<std::byte*>(a.value + e.addend);
+  }
+  // A string instruction finished an iteration: what it did outside is not replayed any more.
+  bool replaying() const { return replay_count_ > 0; }
+  void forget_replay() { replay_count_ = replay_next_ = 0; }
+
+  // Descriptor tables, TSS, and other accesses that the processor makes as supervisor whatever the CPL.
+  template <class T> bool load_system(GuestVirt a, T& out) { return load_slow(a, &out, sizeof(T), Seg::tr, true); }
+  template <class T> bool store_system(GuestVirt a, T v) { return store_slow(a, &v, sizeof(T), Seg::tr, true); }
+  // A stack store by the ring in state.cpl, which need not be the one the fast path is set up for.
+  template <class T> bool store_as_ring(GuestVirt a, T v) {
+    const TlbEntry& e = mmu.table(tlb_mode(false)).at(a.value);
+    if (e.write_tag == a.page().value && a.page_offset() <= page_size - sizeof(T) && !watchpoints_) [[likely]] {
+      guest_store<T>(reinterpret_cast<std::byte*>(a.value + e.addend), v);
+      return true;
+    }
+    return store_slow(a, &v, sizeof(T), Seg::ss, false);
+  }
+  bool probe_system_write(GuestVirt a, u64 size);
+
+  // --- stack ---
+  u64 stack_mask() const { return stack_mask_; }
+  u64 sp() const { return state.regs[rsp] & stack_mask_; }
+  void set_sp(u64 v) {
+    state.regs[rsp] = stack_mask_ == 0xffff ? (state.regs[rsp] & ~u64{0xffff}) | (v & 0xffff) : v & stack_mask_;
+  }
+  template <class T> bool push(T v) {
+    const u64 at = (sp() - sizeof(T)) & stack_mask_;
+    if (!write<T>(Seg::ss, at, v)) return false;
+    set_sp(at);
+    return true;
+  }
+  template <class T> bool pop(T& v) {
+    if (!read<T>(Seg::ss, sp(), v)) return false;
+    set_sp(sp() + sizeof(T));
+    return true;
+  }
+
+  // --- modes ---
+  // Recomputes everything derived from CS, SS, CR0, CR4, EFER, RFLAGS and CPL. Call after changing any of them.
+  void mode_changed();
+  // Only AC, TF, RF or CPL-independent flag bits changed.
+  void flags_changed();
+  void load_segment_cache(Seg s); // after changing state.seg[s]
+  bool canonical(u64 a) const {
+    const unsigned bits = (state.cr4 & cr4::la57) != 0 ? 57 : 48;
+    return sign_extend(a, bits) == a;
+  }
+  // For bases that may be loaded before CR4.LA57 is set: canonical for the widest mode that CPUID offers.
+  bool canonical_base(u64 a) const { return sign_extend(a, cpuid.has(feature::la57) ? 57 : 48) == a; }
+  bool code64() const { return code64_; }
+  unsigned code_bits() const { return code_bits_; } // 16, 32 or 64
+  u64 ip_mask() const { return ip_mask_; }
+
+  // Jumps within CS: checks the limit or canonicality; #GP(0) recorded and false if it fails.
+  bool jump_near(u64 target, u8 opsize);
+
+  // RDTSC value.
+  u64 guest_tsc() const { return platform.tsc() + state.tsc_offset; }
+
+  // Ends the block and, when somebody waits for an interrupt window, the run.
+  Step events_may_have_changed() {
+    if (window_wanted) exit_word.fetch_or(exit_window, std::memory_order_relaxed);
+    return Step::jump;
+  }
+
+  // --- code ---
+  BlockCache& blocks() { return *blocks_; }
+  // Bytes at CS:rip for the decoder: one page's worth; false: fault recorded.
+  bool fetch_page(GuestVirt a, Translation& t, Backing& b);
+  // A serialising moment: decoded blocks compare themselves with memory before they run again, since the VMM may have
+  // written there (SDM vol. 3, 8.1.3).
+  void synchronize_code() { ++code_epoch; }
+  u64 code_epoch = 1;
+
+  u64 instructions = 0;
+  static constexpr u64 poll_interval = 4096; // instructions
+  u64 poll_at = 0;
+  // A debug trap to be taken before the next instruction.
+  void set_debug_trap(u64 bits) {
+    pending_db_ |= bits;
+    careful_ = true;
+  }
+  u64& pending_db() { return pending_db_; }
+  // Single-step, breakpoints, RF or a shadow: blocks of one instruction with checks around each.
+  bool careful() const { return careful_; }
+  void update_careful();
+  void debug_registers_changed();
+  bool rf_kept = false; // the instruction set RF itself
+  // A fault that comes now belongs to where RIP already points (the new task of a task switch).
+  void commit_rip() { rip_committed_ = true; }
+  // The instruction transferred control through the IDT: no single-step trap after it.
+  void suppress_trap() { trap_suppressed_ = true; }
+
+  // Handlers of several families share these.
+  Step privileged_only() { return state.cpl == 0 ? Step::next : gp(); }
+
+ private:
+  friend class BlockCache;
+  struct SegmentCheck {
+    u64 low = 0, high = 0; // allowed offsets, inclusive; low > high: none
+    bool read = false, write = false;
+  };
+
+  bool segment_fault(Seg s);
+  bool load_slow(GuestVirt a, void* out, u64 size, Seg s, bool system);
+  bool store_slow(GuestVirt a, const void* in, u64 size, Seg s, bool system);
+  // Translates for one access within a page; fills the TLB. False: fault recorded.
+  bool translate(GuestVirt a, Access access, bool system, Seg s, Translation& t, Backing& b);
+  bool access_checks(GuestVirt a, u64 size, Seg s, bool system);
+  bool external_read(GuestPhys a, std::byte* out, u64 size);
+  bool external_write(GuestPhys a, const std::byte* in, u64 size);
+  bool replay_or_exit(ExternalAccess want, u64& data);
+  void note_watchpoint(GuestVirt a, u64 size, bool write);
+  bool read_piece(const Translation& t, const Backing& b, std::byte* out, u64 size);
+  bool write_piece(const Translation& t, const Backing& b, const std::byte* in, u64 size);
+  std::byte* host_for_update_slow(GuestVirt a, u64 size, Seg s);
+  void finish_code_update();
+  bool settle_abort();
+  bool step_carefully();
+  void code_written(GuestPhys a, u64 size);
+  TlbMode tlb_mode(bool system) const;
+  GuestVirt next_page(GuestVirt a, bool system) const;
+
+  TlbTable* tlb_ = nullptr;      // what the fast paths probe
+  TlbTable* code_tlb_ = nullptr; // the tables of the current mode, watchpoints or not
+  std::unique_ptr<TlbTable> never_; // always misses: alignment checks or data breakpoints are on
+  bool code64_ = false;
+  bool careful_ = false;
+  bool alignment_checks_ = false;
+  bool watchpoints_ = false;
+  bool breakpoints_ = false;
+  unsigned code_bits_ = 16;
+  u64 ip_mask_ = 0xffff;
+  u64 stack_mask_ = 0xffff;
+  u64 linear_mask_ = 0xffffffff;
+  u64 segment_base_[seg_count] = {};
+  SegmentCheck segment_check_[seg_count];
+  bool trap_suppressed_ = false;
+  bool rip_committed_ = false;
+  u64 pending_db_ = 0;
+  GuestPhys code_update_at_;
+  u64 code_update_size_ = 0;
+
+  static constexpr unsigned max_replay = 64;
+  std::array<ExternalAccess, max_replay> replay_;
+  unsigned replay_count_ = 0; // answered
+  unsigned replay_next_ = 0;  // next to be consumed by this attempt
+
+  std::unique_ptr<BlockCache> blocks_;
+};
+
+} // namespace ring3::x86

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// The slow paths of guest memory accesses: TLB misses, page splits, devices, watchpoints, and stores to code.
+#include "x86/cpu/cpu.h"
+#include "x86/decode/block_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ring3::x86 {
+
+TlbMode Cpu::tlb_mode(bool system) const {
+  if (!system && state.cpl == 3) return TlbMode::user;
+  if ((state.cr4 & cr4::smap) == 0) return TlbMode::kernel_ac;
+  return !system && (state.system_flags & rflags::ac) != 0 ? TlbMode::kernel_ac : TlbMode::kernel;
+}
+
+bool Cpu::segment_fault(Seg s) {
+  record_fault(Fault{.vector = s == Seg::ss ? Vector::ss : Vector::gp, .error_code = 0});
+  return false;
+}
+
+GuestVirt Cpu::next_page(GuestVirt a, bool system) const {
+  const bool wide = code64_ || (system && state.long_mode());
+  return GuestVirt{(a.page().value + page_size) & (wide ? ~u64{0} : low_mask(32))};
+}
+
+bool Cpu::translate(GuestVirt a, Access access, bool system, Seg s, Translation& t, Backing& b) {
+  if (state.long_mode() && !canonical(a.value)) return segment_fault(access == Access::fetch ? Seg::cs : s);
+  const TlbMode mode = tlb_mode(system);
+  if (!mmu.walk(a, access, mode == TlbMode::user, system, t, fault)) {
+    fault_pending = true;
+    return false;
+  }
+  if (platform.claims_page(t.pa.page())) {
+    b = {};
+    return true;
+  }
+  b = mmu.backing(t.pa);
+  if (b.host != nullptr) mmu.fill(mode, a, access, t, b);
+  return true;
+}
+
+bool Cpu::fetch_page(GuestVirt a, Translation& t, Backing& b) {
+  return translate(a, Access::fetch, false, Seg::cs, t, b);
+}
+
+bool Cpu::access_checks(GuestVirt a, u64 size, Seg s, bool system) {
+  if (!alignment_checks_ || system) return true;
+  // Only power-of-two sizes up to 8 are checked here; wider operands have rules of their own (SDM vol. 3, 6.15, #AC).
+  if (size > 8 || (size & (size - 1)) != 0 || (a.value & (size - 1)) == 0) return true;
+  (void)s;
+  raise(Vector::ac, 0);
+  return false;
+}
+
+bool Cpu::read_piece(const Translation& t, const Backing& b, std::byte* out, u64 size) {
+  if (b.host == nullptr) return external_read(t.pa, out, size);
+  const std::byte* p = b.host + t.pa.page_offset();
+  switch (size) {
+  case 2: store_raw(out, guest_load<u16>(p)); break;
+  case 4: store_raw(out, guest_load<u32>(p)); break;
+  case 8: store_raw(out, guest_load<u64>(p)); break;
+  default:
+    for (u64 i = 0; i < size; ++i) out[i] = guest_load<std::byte>(p + i);
+  }
+  return true;
+}
+
+bool Cpu::write_piece(const Translation& t, const Backing& b, const std::byte* in, u64 size) {
+  if (b.host == nullptr || b.slot->read_only()) return external_write(t.pa, in, size);
+  std::byte* p = b.host + t.pa.page_offset();
+  switch (size) {
+  case 2: guest_store(p, load_raw<u16>(in)); break;
+  case 4: guest_store(p, load_raw<u32>(in)); break;
+  case 8: guest_store(p, load_raw<u64>(in)); break;
+  default:
+    for (u64 i = 0; i < size; ++i) guest_store<std::byte>(p + i, in[i]);
+  }
+  mmu.mark_dirty(b, t.pa);
+  code_written(t.pa, size);
+  return true;
+}
+
+void Cpu::code_written(GuestPhys a, u64 size) {
+  kvm::CodePage* page = mmu.code_watch().find(a);
+  if (page == nullptr) return;
+  if ((page->lines.load(std::memory_order_relaxed) & kvm::CodePage::lines_of(a.page_offset(), size)) == 0) return;
+  mmu.code_watch().written(a, size);
+  blocks_->code_page_changed(page);
+}
+
+bool Cpu::load_slow(GuestVirt a, void* out, u64 size, Seg s, bool system) {
+  if (!access_checks(a, size, s, system)) return false;
+  auto* dst = static_cast<std::byte*>(out);
+  const u64 room = page_size - a.page_offset();
+  Translation t;
+  Backing b;
+  if (!translate(a, Access::read, system, s, t, b)) return false;
+  if (size <= room) {
+    if (!read_piece(t, b, dst, size)) return false;
+  } else {
+    Translation t2;
+    Backing b2;
+    if (!translate(next_page(a, system), Access::read, system, s, t2, b2)) return false;
+    if (!read_piece(t, b, dst, room) || !read_piece(t2, b2, dst + room, size - room)) return false;
+  }
+  if (watchpoints_ && !system) note_watchpoint(a, size, false);
+  return true;
+}
+
+bool Cpu::store_slow(GuestVirt a, const void* in, u64 size, Seg s, bool system) {
+  if (!access_checks(a, size, s, system)) return false;
+  const auto* src = static_cast<const std::byte*>(in);
+  const u64 room = page_size - a.page_offset();
+  Translation t;
+  Backing b;
+  if (!translate(a, Access::write, system, s, t, b)) return false;
+  if (size <= room) {
+    if (!write_piece(t, b, src, size)) return false;
+  } else {
+    Translation t2;
+    Backing b2;
+    if (!translate(next_page(a, system), Access::write, system, s, t2, b2)) return false;
+    if (!write_piece(t, b, src, room) || !write_piece(t2, b2, src + room, size - room)) return false;
+  }
+  if (watchpoints_ && !system) note_watchpoint(a, size, true);
+  return true;
+}
+
+std::byte* Cpu::host_for_update_slow(GuestVirt a, u64 size, Seg s) {
+  if (!access_checks(a, size, s, false)) return nullptr;
+  Translation t;
+  Backing b;
+  if (!translate(a, Access::write, false, s, t, b)) return nullptr;
+  if (a.page_offset() + size > page_size || b.host == nullptr || b.slot->read_only()) return nullptr;
+  mmu.mark_dirty(b, t.pa);
+  if (watchpoints_) note_watchpoint(a, size, true);
+  const kvm::CodePage* page = mmu.code_watch().find(t.pa);
+  if (page != nullptr &&
+      (page->lines.load(std::memory_order_relaxed) & kvm::CodePage::lines_of(t.pa.page_offset(), size)) != 0) {
+    code_update_at_ = t.pa;
+    code_update_size_ = size;
+  }
+  return b.host + t.pa.page_offset();
+}
+
+void Cpu::finish_code_update() {
+  code_written(code_update_at_, code_update_size_);
+  code_update_size_ = 0;
+}
+
+bool Cpu::probe_system_write(GuestVirt a, u64 size) {
+  Translation t;
+  Backing b;
+  if (!translate(a, Access::write, true, Seg::tr, t, b)) return false;
+  return a.page_offset() + size <= page_size ||
+         translate(next_page(a, true), Access::write, true, Seg::tr, t, b);
+}
+
+bool Cpu::read_bytes(Seg s, u64 offset, void* out, u64 size) {
+  GuestVirt a;
+  return linear(s, offset, size, false, a) && load_slow(a, out, size, s, false);
+}
+
+bool Cpu::write_bytes(Seg s, u64 offset, const void* in, u64 size) {
+  GuestVirt a;
+  return linear(s, offset, size, true, a) && store_slow(a, in, size, s, false);
+}
+
+bool Cpu::probe_write(Seg s, u64 offset, u64 size) {
+  GuestVirt a;
+  Translation t;
+  Backing b;
+  if (!linear(s, offset, size, true, a) || !translate(a, Access::write, false, s, t, b)) return false;
+  return a.page_offset() + size <= page_size ||
+         translate(next_page(a, false), Access::write, false, s, t, b);
+}
+
+// --- accesses for devices ---
+
+bool Cpu::replay_or_exit(ExternalAccess want, u64& data) {
+  if (replay_next_ < replay_count_) {
+    data = replay_[replay_next_++].data;
+    return true;
+  }
+  external = want;
+  request_exit(want.io ? CpuExit::io : CpuExit::mmio);
+  return false;
+}
+
+void Cpu::complete_external(u64 data) {
+  external.data = data;
+  if (replay_count_ < max_replay) replay_[replay_count_++] = external;
+}
+
+bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
+  if (size <= 8 && platform.mmio_read(a, {out, size})) return true;
+  while (size > 0) {
+    const u64 n = std::min<u64>(size, 8);
+    u64 data = 0;
+    if (!replay_or_exit({.io = false, .write = false, .size = static_cast<u8>(n), .address = a.value, .data = 0}, data)) {
+      return false;
+    }
+    std::memcpy(out, &data, n);
+    out += n;
+    a = a + n;
+    size -= n;
+  }
+  return true;
+}
+
+bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
+  if (size <= 8 && platform.mmio_write(a, {in, size})) return true;
+  while (size > 0) {
+    const u64 n = std::min<u64>(size, 8);
+    u64 data = 0;
+    std::memcpy(&data, in, n);
+    u64 ignored;
+    if (!replay_or_exit({.io = false, .write = true, .size = static_cast<u8>(n), .address = a.value, .data = data},
+                        ignored)) {
+      return false;
+    }
+    in += n;
+    a = a + n;
+    size -= n;
+  }
+  return true;
+}
+
+bool Cpu::port_read(u16 port, u8 size, u32& value) {
+  if (platform.port_read(port, size, value)) return true;
+  u64 data;
+  if (!replay_or_exit({.io = true, .write = false, .size = size, .address = port, .data = 0}, data)) return false;
+  value = static_cast<u32>(data);
+  return true;
+}
+
+bool Cpu::port_write(u16 port, u8 size, u32 value) {
+  if (platform.port_write(port, size, value)) return true;
+  u64 ignored;
+  return replay_or_exit({.io = true, .write = true, .size = size, .address = port, .data = value}, ignored);
+}
+
+// --- data breakpoints (SDM vol. 3, 17.2.5) ---
+
+void Cpu::note_watchpoint(GuestVirt a, u64 size, bool write) {
+  for (unsigned i = 0; i < 4; ++i) {
+    if (field(state.dr7, 2 * i + 1, 2 * i) == 0) continue;
+    const u64 kind = field(state.dr7, 17 + 4 * i, 16 + 4 * i);
+    const u64 len_code = field(state.dr7, 19 + 4 * i, 18 + 4 * i);
+    if (kind == 0 || kind == 2 || (kind == 1 && !write)) continue;
+    const u64 len = len_code == 2 ? 8 : len_code + 1;
+    const u64 start = state.dr[i] & ~(len - 1);
+    if (a.value < start + len && start < a.value + size) pending_db_ |= bit(i);
+  }
+}
+
+} // namespace ring3::x86

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/cpu/msr_table.h"
+
+#include "x86/cpu/control_registers.h"
+
+#include <algorithm>
+#include <array>
+
+namespace ring3::x86 {
+
+namespace {
+
+using Read = bool (*)(Cpu&, u32 index, u64& value);
+using Write = bool (*)(Cpu&, u32 index, u64 value, bool host);
+
+struct Entry {
+  u32 first;
+  u32 last;
+  Feature feature;
+  Read read;
+  Write write; // null: read-only
+};
+
+constexpr unsigned mc_bank_count = 10;
+constexpr unsigned variable_mtrrs = 8;
+
+// A register that is a field of CpuState and takes any value.
+template <u64 CpuState::*Field> bool read_field(Cpu& c, u32, u64& v) {
+  v = c.state.*Field;
+  return true;
+}
+template <u64 CpuState::*Field> bool write_field(Cpu& c, u32, u64 v, bool) {
+  c.state.*Field = v;
+  return true;
+}
+template <u64 CpuState::*Field> bool write_canonical(Cpu& c, u32, u64 v, bool) {
+  if (!c.canonical_base(v)) return false;
+  c.state.*Field = v;
+  return true;
+}
+template <u64 CpuState::*Field, u64 Allowed> bool write_masked(Cpu& c, u32, u64 v, bool) {
+  if ((v & ~Allowed) != 0) return false;
+  c.state.*Field = v;
+  return true;
+}
+template <u64 Value> bool read_constant(Cpu&, u32, u64& v) {
+  v = Value;
+  return true;
+}
+bool write_zero_only(Cpu&, u32, u64 v, bool) { return v == 0; }
+bool write_ignored(Cpu&, u32, u64, bool) { return true; }
+// A command register: bit 0 starts the operation; there is nothing to predict or flush here.
+bool write_command(Cpu&, u32, u64 v, bool) { return (v & ~u64{1}) == 0; }
+
+// --- time ---
+
+bool read_tsc(Cpu& c, u32, u64& v) {
+  v = c.guest_tsc();
+  return true;
+}
+bool write_tsc(Cpu& c, u32, u64 v, bool host) {
+  const u64 delta = v - c.guest_tsc();
+  c.state.tsc_offset += delta;
+  // A guest's write shows in TSC_ADJUST (SDM vol. 3, 17.17.3).
+  if (!host) c.state.tsc_adjust += delta;
+  c.platform.tsc_changed();
+  return true;
+}
+bool write_tsc_adjust(Cpu& c, u32, u64 v, bool host) {
+  if (!host) {
+    c.state.tsc_offset += v - c.state.tsc_adjust;
+    c.platform.tsc_changed();
+  }
+  c.state.tsc_adjust = v;
+  return true;
+}
+bool write_tsc_aux(Cpu& c, u32, u64 v, bool) {
+  if ((v >> 32) != 0) return false;
+  c.state.tsc_aux = v;
+  return true;
+}
+// Bits 15:8 of PLATFORM_INFO: the maximum non-turbo ratio, in units of 100 MHz.
+bool read_platform_info(Cpu& c, u32, u64& v) {
+  v = (c.platform.tsc_khz() / 100000) << 8;
+  return true;
+}
+
+// --- the APIC's own ---
+
+bool read_apic(Cpu& c, u32 index, u64& v) { return c.platform.read_apic_msr(index, v); }
+bool write_apic(Cpu& c, u32 index, u64 v, bool host) { return c.platform.write_apic_msr(index, v, host); }
+
+// --- segmentation and system calls ---
+
+bool read_base(Cpu& c, u32 index, u64& v) {
+  v = c.state.segment(index == msr::fs_base ? Seg::fs : Seg::gs).base;
+  return true;
+}
+bool write_base(Cpu& c, u32 index, u64 v, bool) {
+  if (!c.canonical_base(v)) return false;
+  const Seg s = index == msr::fs_base ? Seg::fs : Seg::gs;
+  c.state.segment(s).base = v;
+  c.load_segment_cache(s);
+  return true;
+}
+bool write_efer_msr(Cpu& c, u32, u64 v, bool) {
+  if (write_efer(c, v)) return true;
+  c.fault_pending = false;
+  return false;
+}
+
+// --- speculation control ---
+
+constexpr u64 spec_ctrl_bits = 7; // IBRS, STIBP, SSBD
+
+// What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO, IBRS_ALL,
+// SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, GDS_NO, RFDS_NO.
+constexpr u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) | bit(14) |
+                                  bit(15) | bit(26) | bit(27);
+
+// --- memory types ---
+
+bool valid_memory_type(u64 t) { return t == 0 || t == 1 || t == 4 || t == 5 || t == 6; }
+
+bool write_pat(Cpu& c, u32, u64 v, bool) {
+  for (unsigned i = 0; i < 8; ++i) {
+    const u64 t = (v >> (8 * i)) & 0xff;
+    if (!valid_memory_type(t) && t != 7) return false;
+  }
+  c.state.pat = v;
+  return true;
+}
+bool write_mtrr_def_type(Cpu& c, u32, u64 v, bool) {
+  if ((v & ~u64{0xcff}) != 0 || !valid_memory_type(v & 0xff)) return false;
+  c.state.mtrr_def_type = v;
+  return true;
+}
+unsigned fixed_index(u32 index) {
+  if (index == msr::mtrr_fix64k) return 0;
+  if (index == msr::mtrr_fix16k_80000 || index == msr::mtrr_fix16k_a0000) return index - msr::mtrr_fix16k_80000 + 1;
+  return index - msr::mtrr_fix4k_c0000 + 3;
+}
+bool read_mtrr_fixed(Cpu& c, u32 index, u64& v) {
+  v = c.state.mtrr_fixed[fixed_index(index)];
+  return true;
+}
+bool write_mtrr_fixed(Cpu& c, u32 index, u64 v, bool) {
+  for (unsigned i = 0; i < 8; ++i) {
+    if (!valid_memory_type((v >> (8 * i)) & 0xff)) return false;
+  }
+  c.state.mtrr_fixed[fixed_index(index)] = v;
+  return true;
+}
+bool read_mtrr_variable(Cpu& c, u32 index, u64& v) {
+  v = c.state.mtrr_variable[index - msr::mtrr_phys_base0];
+  return true;
+}
+bool write_mtrr_variable(Cpu& c, u32 index, u64 v, bool) {
+  const bool mask = (index & 1) != 0;
+  const u64 reserved = c.mmu.phys_reserved() | (mask ? low_mask(11) : low_mask(12) & ~u64{0xff});
+  if ((v & reserved) != 0 || (!mask && !valid_memory_type(v & 0xff))) return false;
+  c.state.mtrr_variable[index - msr::mtrr_phys_base0] = v;
+  return true;
+}
+
+// --- machine check: banks that never report anything of their own ---
+
+bool read_mc(Cpu& c, u32 index, u64& v) {
+  v = c.state.mc_banks[index - msr::mc0_ctl];
+  return true;
+}
+bool write_mc(Cpu& c, u32 index, u64 v, bool host) {
+  const u32 offset = index - msr::mc0_ctl;
+  if ((offset & 3) == 0) {
+    // MCi_CTL takes all ones or all zeros; Linux 2.4 clears bit 10 of bank 4.
+    if (v != 0 && (v | bit(10) | 1) != ~u64{0}) return false;
+  } else if ((offset & 3) == 1 && !host && v != 0) {
+    return false; // only zero may be written to MCi_STATUS
+  }
+  c.state.mc_banks[offset] = v;
+  return true;
+}
+bool write_mcg_ctl(Cpu& c, u32, u64 v, bool) {
+  if (v != 0 && v != ~u64{0}) return false;
+  c.state.mcg_ctl = v;
+  return true;
+}
+
+// --- extended state ---
+
+bool write_xss(Cpu& c, u32, u64 v, bool) {
+  if ((v & ~c.cpuid.xss_allowed()) != 0) return false;
+  c.state.xss = v;
+  return true;
+}
+bool read_pkrs(Cpu& c, u32, u64& v) {
+  v = c.state.pkrs;
+  return true;
+}
+bool write_pkrs(Cpu& c, u32, u64 v, bool) {
+  if ((v >> 32) != 0) return false;
+  c.state.pkrs = static_cast<u32>(v);
+  c.mmu.flush_all();
+  return true;
+}
+
+// Fast strings; everything else in it is fixed.
+bool write_misc_enable(Cpu& c, u32, u64 v, bool) {
+  c.state.misc_enable = v & (bit(0) | bit(18));
+  return true;
+}
+
+bool write_hwcr(Cpu& c, u32, u64 v, bool) {
+  v &= ~(bit(3) | bit(6) | bit(8)); // FFDIS, SMMLOCK's neighbours: ignored as KVM does
+  if ((v & ~(bit(24) | bit(18))) != 0) return false;
+  c.state.hwcr = v;
+  return true;
+}
+
+constexpr Entry table[] = {
+    // clang-format off
+    {msr::p5_mc_addr, msr::p5_mc_type, feature::mce, read_constant<0>, write_ignored},
+    {msr::tsc, msr::tsc, feature::tsc, read_tsc, write_tsc},
+    {msr::platform_id, msr::platform_id, feature::always, read_constant<0>, nullptr},
+    {msr::apic_base, msr::apic_base, feature::always, read_apic, write_apic},
+    {msr::tsc_adjust, msr::tsc_adjust, feature::tsc_adjust, read_field<&CpuState::tsc_adjust>, write_tsc_adjust},
+    {msr::spec_ctrl, msr::spec_ctrl, feature::spec_ctrl, read_field<&CpuState::spec_ctrl>,
+     write_masked<&CpuState::spec_ctrl, spec_ctrl_bits>},
+    {msr::pred_cmd, msr::pred_cmd, feature::spec_ctrl, nullptr, write_command},
+    {msr::ucode_rev, msr::ucode_rev, feature::always, read_field<&CpuState::ucode_rev>, write_ignored},
+    {msr::platform_info, msr::platform_info, feature::always, read_platform_info, nullptr},
+    {msr::mtrr_cap, msr::mtrr_cap, feature::mtrr, read_constant<0x500 | variable_mtrrs>, nullptr},
+    {msr::arch_capabilities, msr::arch_capabilities, feature::arch_capabilities, read_constant<arch_capabilities>, nullptr},
+    {msr::misc_features, msr::misc_features, feature::always, read_constant<0>, write_zero_only},
+    {msr::sysenter_cs, msr::sysenter_cs, feature::sep, read_field<&CpuState::sysenter_cs>, write_field<&CpuState::sysenter_cs>},
+    {msr::sysenter_esp, msr::sysenter_esp, feature::sep, read_field<&CpuState::sysenter_esp>, write_canonical<&CpuState::sysenter_esp>},
+    {msr::sysenter_eip, msr::sysenter_eip, feature::sep, read_field<&CpuState::sysenter_eip>, write_canonical<&CpuState::sysenter_eip>},
+    {msr::mcg_cap, msr::mcg_cap, feature::mca, read_constant<bit(8) | bit(24) | mc_bank_count>, nullptr},
+    {msr::mcg_status, msr::mcg_status, feature::mca, read_field<&CpuState::mcg_status>, write_field<&CpuState::mcg_status>},
+    {msr::mcg_ctl, msr::mcg_ctl, feature::mca, read_field<&CpuState::mcg_ctl>, write_mcg_ctl},
+    {msr::misc_enable, msr::misc_enable, feature::always, read_field<&CpuState::misc_enable>, write_misc_enable},
+    {msr::debugctl, msr::debugctl, feature::always, read_field<&CpuState::debugctl>, write_zero_only},
+    {msr::mtrr_phys_base0, msr::mtrr_phys_base0 + 2 * variable_mtrrs - 1, feature::mtrr, read_mtrr_variable, write_mtrr_variable},
+    {msr::mtrr_fix64k, msr::mtrr_fix64k, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
+    {msr::mtrr_fix16k_80000, msr::mtrr_fix16k_a0000, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
+    {msr::mtrr_fix4k_c0000, msr::mtrr_fix4k_c0000 + 7, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
+    {msr::pat, msr::pat, feature::pat, read_field<&CpuState::pat>, write_pat},
+    {msr::mtrr_def_type, msr::mtrr_def_type, feature::mtrr, read_field<&CpuState::mtrr_def_type>, write_mtrr_def_type},
+    {msr::mc0_ctl, msr::mc0_ctl + 4 * mc_bank_count - 1, feature::mca, read_mc, write_mc},
+    {msr::tsc_deadline, msr::tsc_deadline, feature::tsc_deadline, read_apic, write_apic},
+    {msr::pkrs, msr::pkrs, feature::pks, read_pkrs, write_pkrs},
+    {msr::x2apic_first, msr::x2apic_last, feature::x2apic, read_apic, write_apic},
+    {msr::xss, msr::xss, feature::xsaves, read_field<&CpuState::xss>, write_xss},
+    {msr::efer, msr::efer, feature::always, read_field<&CpuState::efer>, write_efer_msr},
+    {msr::star, msr::star, feature::syscall, read_field<&CpuState::star>, write_field<&CpuState::star>},
+    {msr::lstar, msr::lstar, feature::lm, read_field<&CpuState::lstar>, write_canonical<&CpuState::lstar>},
+    {msr::cstar, msr::cstar, feature::lm, read_field<&CpuState::cstar>, write_canonical<&CpuState::cstar>},
+    {msr::sfmask, msr::sfmask, feature::lm, read_field<&CpuState::sfmask>, write_masked<&CpuState::sfmask, low_mask(32)>},
+    {msr::fs_base, msr::gs_base, feature::lm, read_base, write_base},
+    {msr::kernel_gs_base, msr::kernel_gs_base, feature::lm, read_field<&CpuState::kernel_gs_base>, write_canonical<&CpuState::kernel_gs_base>},
+    {msr::tsc_aux, msr::tsc_aux, feature::rdtscp, read_field<&CpuState::tsc_aux>, write_tsc_aux},
+    // The four counters every AMD processor has, which cannot be switched on here.
+    {msr::k7_evntsel0, msr::k7_evntsel0 + 7, feature::always, read_constant<0>, write_zero_only},
+    {msr::syscfg, msr::syscfg, feature::always, read_constant<0>, write_zero_only},
+    {msr::hwcr, msr::hwcr, feature::always, read_field<&CpuState::hwcr>, write_hwcr},
+    {msr::de_cfg, msr::de_cfg, feature::always, read_constant<bit(1)>, write_ignored}, // LFENCE is serialising
+    // clang-format on
+};
+
+const Entry* find(const Cpu& c, u32 index, bool host) {
+  for (const Entry& e : table) {
+    if (index < e.first || index > e.last) continue;
+    const bool amd_only = index >= 0xc0010000;
+    if (!host && amd_only && !c.cpuid.amd()) return nullptr;
+    const bool intel_only = index == msr::platform_info || index == msr::misc_features || index == msr::platform_id;
+    if (!host && intel_only && c.cpuid.amd()) return nullptr;
+    if (!host && !c.cpuid.has(e.feature) && !(index == msr::tsc_aux && c.cpuid.has(feature::rdpid))) return nullptr;
+    return &e;
+  }
+  return nullptr;
+}
+
+} // namespace
+
+bool read_msr(Cpu& cpu, u32 index, u64& value, bool host) {
+  const Entry* e = find(cpu, index, host);
+  return e != nullptr && e->read != nullptr && e->read(cpu, index, value);
+}
+
+bool write_msr(Cpu& cpu, u32 index, u64 value, bool host) {
+  const Entry* e = find(cpu, index, host);
+  return e != nullptr && e->write != nullptr && e->write(cpu, index, value, host);
+}
+
+std::span<const u32> msr_indices() {
+  static const std::vector<u32> all = [] {
+    std::vector<u32> v;
+    for (const Entry& e : table) {
+      if (e.first == msr::x2apic_first) continue; // reached through KVM_GET_LAPIC
+      for (u32 i = e.first; i <= e.last; ++i) v.push_back(i);
+    }
+    return v;
+  }();
+  return all;
+}
+
+} // namespace ring3::x86

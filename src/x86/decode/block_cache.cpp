@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/decode/block_cache.h"
+
+#include "x86/cpu/cpu.h"
+#include "x86/decode/decoded.h"
+#include "x86/interp/bind.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace ring3::x86 {
+
+namespace {
+
+unsigned hash(u64 key, unsigned bits) {
+  return static_cast<unsigned>((key * 0x9e3779b97f4a7c15ULL) >> (64 - bits));
+}
+
+void copy_guest(u8* out, const std::byte* in, u64 size) {
+  u64 i = 0;
+  for (; i + 8 <= size; i += 8) store_raw(out + i, guest_load<u64>(in + i));
+  for (; i < size; ++i) out[i] = guest_load<u8>(in + i);
+}
+
+bool equal_guest(const u8* copy, const std::byte* memory, u64 size) {
+  u64 i = 0;
+  for (; i + 8 <= size; i += 8) {
+    if (load_raw<u64>(copy + i) != guest_load<u64>(memory + i)) return false;
+  }
+  for (; i < size; ++i) {
+    if (copy[i] != guest_load<u8>(memory + i)) return false;
+  }
+  return true;
+}
+
+Insn sentinel() {
+  Insn in{};
+  in.handler = handle_block_end;
+  return in;
+}
+
+} // namespace
+
+BlockCache::BlockCache(Cpu& cpu)
+    : cpu_(cpu), table_(std::make_unique<Slot[]>(std::size_t{1} << table_bits)),
+      insns_(new Insn[insn_capacity]), blocks_(new Block[block_capacity]), bytes_(new u8[byte_capacity]) {}
+
+BlockCache::~BlockCache() = default;
+
+void BlockCache::flush() {
+  std::fill_n(table_.get(), std::size_t{1} << table_bits, Slot{});
+  insns_used_ = blocks_used_ = bytes_used_ = 0;
+  current_ = nullptr;
+  for (SplitEntry& e : split_) e = SplitEntry{};
+}
+
+void BlockCache::code_page_changed(const kvm::CodePage* page) {
+  if (current_ == nullptr || current_->page != page) return;
+  for (unsigned i = 0; i < current_->count; ++i) {
+    current_->insns[i].handler = handle_block_end;
+    current_->insns[i].len = 0;
+  }
+}
+
+bool BlockCache::current_and_equal(Block& b) const {
+  if (b.version != b.page->version.load(std::memory_order_acquire)) return false;
+  if (b.epoch != cpu_.code_epoch) [[unlikely]] {
+    if (!equal_guest(b.copy, b.source, b.bytes)) return false;
+    b.epoch = cpu_.code_epoch;
+  }
+  return true;
+}
+
+Block* BlockCache::lookup(bool single) {
+  CpuState& s = cpu_.state;
+  const u64 rip = s.regs[reg_rip];
+  u64 linear = rip;
+  if (!cpu_.code64_) {
+    const Segment& cs = s.segment(Seg::cs);
+    if (rip > cs.limit) {
+      cpu_.gp();
+      return nullptr;
+    }
+    linear = (rip + cpu_.segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);
+  }
+  const GuestVirt at{linear};
+  const TlbEntry* e = &cpu_.code_tlb_->at(linear);
+  GuestPhys pa{};
+  bool have_pa = false;
+  if (e->exec_tag != at.page().value) {
+    Translation t;
+    Backing b;
+    if (!cpu_.fetch_page(at, t, b)) return nullptr;
+    if (b.host == nullptr) {
+      cpu_.internal_error = "instruction fetch from a device";
+      cpu_.request_exit(CpuExit::internal_error);
+      return nullptr;
+    }
+    pa = t.pa;
+    have_pa = true;
+    e = &cpu_.code_tlb_->at(linear);
+  }
+  const auto* host = reinterpret_cast<const std::byte*>(linear + e->addend);
+  const unsigned bits = cpu_.code_bits_;
+  const u64 mode = (bits == 64 ? 2u : bits == 32 ? 1u : 0u) | (single ? 4u : 0u);
+  const u64 key = reinterpret_cast<u64>(host) << 3 | mode;
+  Slot& slot = table_[hash(key, table_bits)];
+  Block* block = nullptr;
+  if (slot.key == key && current_and_equal(*slot.block)) [[likely]] {
+    block = slot.block;
+  } else {
+    if (!have_pa) {
+      Translation t;
+      Backing b;
+      if (!cpu_.fetch_page(at, t, b)) return nullptr;
+      pa = t.pa;
+    }
+    block = build(at, pa, host, key, single);
+    if (block == nullptr) return nullptr;
+  }
+  if (!cpu_.code64_ && rip + block->bytes - 1 > s.segment(Seg::cs).limit) {
+    if (!single) return lookup(true);
+    cpu_.gp();
+    return nullptr;
+  }
+  current_ = block;
+  return block;
+}
+
+Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 key, bool single) {
+  constexpr u64 window = 320;
+  const unsigned bits = cpu_.code_bits_;
+  const u64 available = std::min(window, page_size - pa.page_offset());
+
+  for (;;) {
+    std::array<u8, window> bytes;
+    kvm::CodePage* page = cpu_.mmu.code_watch().page(pa);
+    const u32 version = page != nullptr ? page->version.load(std::memory_order_acquire) : 0;
+    copy_guest(bytes.data(), host, available);
+
+    unsigned count = 0;
+    u64 used = 0;
+    bool ends = false;
+    const unsigned most = single ? 1 : max_insns;
+    while (count < most && !ends) {
+      Insn& in = uncached_insns_[count];
+      Decoded d;
+      const DecodeStatus status = decode(bytes.data() + used, available - used, bits, d);
+      if (status == DecodeStatus::need_more) {
+        if (count > 0) break;
+        return build_split(at, bytes.data(), available);
+      }
+      if (status == DecodeStatus::ok) {
+        bind(d, cpu_.cpuid, in, ends);
+      } else {
+        in = Insn{};
+        in.handler = status == DecodeStatus::too_long ? handle_too_long : handle_ud;
+        in.len = 1;
+        ends = true;
+      }
+      used += in.len;
+      ++count;
+      ++decoded_;
+    }
+
+    Block* b = &uncached_;
+    if (page != nullptr) {
+      const u32 lines = kvm::CodePage::lines_of(pa.page_offset(), used);
+      if (page->lines.fetch_or(lines, std::memory_order_acq_rel) == 0) {
+        const std::byte* host_page = host - pa.page_offset();
+        cpu_.mmu.protect_host_page(host_page);
+        cpu_.platform.code_page_found(host_page);
+      }
+      // Bytes that changed while we looked, before the page was watched, would go unnoticed for ever.
+      if (!equal_guest(bytes.data(), host, used)) continue;
+      if (insns_used_ + count + 1 > insn_capacity || blocks_used_ + 1 > block_capacity ||
+          bytes_used_ + used > byte_capacity) {
+        flush();
+      }
+      b = &blocks_[blocks_used_++];
+      b->insns = &insns_[insns_used_];
+      insns_used_ += count + 1;
+      std::copy_n(uncached_insns_, count, b->insns);
+      u8* copy = &bytes_[bytes_used_];
+      bytes_used_ += used;
+      std::memcpy(copy, bytes.data(), used);
+      b->copy = copy;
+      b->source = host;
+      Slot& slot = table_[hash(key, table_bits)];
+      slot = {key, b};
+    } else {
+      b->insns = uncached_insns_;
+    }
+    b->insns[count] = sentinel();
+    b->key = key;
+    b->page = page;
+    b->version = version;
+    b->count = static_cast<u16>(count);
+    b->bytes = static_cast<u16>(used);
+    b->epoch = cpu_.code_epoch;
+    return b;
+  }
+}
+
+// An instruction that continues on the next page. Its bytes are compared at each use instead of being watched: both
+// pages may change on their own.
+Block* BlockCache::build_split(GuestVirt at, const u8* first, u64 first_size) {
+  std::array<u8, 15> bytes{};
+  std::memcpy(bytes.data(), first, std::min<u64>(first_size, 15));
+  const GuestVirt next = cpu_.next_page(at, false);
+  const TlbEntry& e = cpu_.code_tlb_->at(next.value);
+  const std::byte* host = nullptr;
+  if (e.exec_tag == next.value) {
+    host = reinterpret_cast<const std::byte*>(next.value + e.addend);
+  } else {
+    Translation t;
+    Backing b;
+    if (!cpu_.fetch_page(next, t, b)) return nullptr;
+    if (b.host == nullptr) {
+      cpu_.internal_error = "instruction fetch from a device";
+      cpu_.request_exit(CpuExit::internal_error);
+      return nullptr;
+    }
+    host = b.host;
+  }
+  if (first_size < 15) copy_guest(bytes.data() + first_size, host, 15 - first_size);
+
+  SplitEntry& entry = split_[hash(at.value ^ cpu_.code_bits_, split_bits)];
+  if (!(entry.at == at.value && entry.bits == cpu_.code_bits_ && entry.bytes == bytes)) {
+    Decoded d;
+    bool ends = false;
+    const DecodeStatus status = decode(bytes.data(), 15, cpu_.code_bits_, d);
+    if (status == DecodeStatus::ok) {
+      bind(d, cpu_.cpuid, entry.insn, ends);
+    } else {
+      entry.insn = Insn{};
+      entry.insn.handler = status == DecodeStatus::invalid ? handle_ud : handle_too_long;
+      entry.insn.len = 1;
+    }
+    entry.at = at.value;
+    entry.bits = cpu_.code_bits_;
+    entry.bytes = bytes;
+    ++decoded_;
+  }
+  uncached_insns_[0] = entry.insn;
+  uncached_insns_[1] = sentinel();
+  uncached_ = Block{};
+  uncached_.count = 1;
+  uncached_.bytes = entry.insn.len;
+  uncached_.insns = uncached_insns_;
+  return &uncached_;
+}
+
+} // namespace ring3::x86

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// The interpreter's loop.
+#include "x86/cpu/cpu.h"
+#include "x86/decode/block_cache.h"
+#include "x86/interp/bind.h"
+
+namespace ring3::x86 {
+
+// After an instruction that did not complete: false when run() must return `exit`.
+bool Cpu::settle_abort() {
+  code_update_size_ = 0;
+  if (fault_pending) {
+    forget_replay();
+    const Fault f = fault;
+    if (!deliver_fault(f)) return false;
+    return true;
+  }
+  replay_next_ = 0;
+  if (exit_pending) return false;
+  return true;
+}
+
+// One instruction with everything around it that the fast loop leaves out: code breakpoints, single-step, data
+// breakpoints, RF, and the shadows of STI and MOV SS (SDM vol. 3, 6.8 and 17.3). False: run() must return.
+bool Cpu::step_carefully() {
+  const bool had_sti_shadow = state.sti_shadow;
+  const bool had_ss_shadow = state.mov_ss_shadow;
+  const bool tf = (state.system_flags & rflags::tf) != 0;
+  const u64 start = state.regs[reg_rip];
+
+  if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && !had_ss_shadow) {
+    const u64 linear = code64_ ? start : (start + segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);
+    u64 hit = 0;
+    for (unsigned i = 0; i < 4; ++i) {
+      const bool enabled = field(state.dr7, 2 * i + 1, 2 * i) != 0;
+      if (enabled && field(state.dr7, 19 + 4 * i, 16 + 4 * i) == 0 && state.dr[i] == linear) hit |= bit(i);
+    }
+    if (hit != 0) {
+      record_fault(Fault{.vector = Vector::db, .dr6_bits = hit});
+      return settle_abort();
+    }
+  }
+  if ((pending_db_ & dr6::bt) != 0) {
+    const u64 bits = pending_db_;
+    pending_db_ = 0;
+    update_careful();
+    return deliver_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
+  }
+  trap_suppressed_ = false;
+  rf_kept = false;
+
+  Block* block = blocks_->lookup(true);
+  if (block == nullptr) return settle_abort();
+  const Insn& in = block->insns[0];
+  state.regs[reg_rip] = (start + in.len) & ip_mask_;
+  const Step step = in.handler(*this, in);
+  if (step == Step::abort) {
+    if (!rip_committed_) state.regs[reg_rip] = start;
+    rip_committed_ = false;
+    if (exit_pending && !fault_pending) {
+      replay_next_ = 0;
+      return false;
+    }
+    pending_db_ = 0;
+    state.sti_shadow = state.mov_ss_shadow = false;
+    const bool go_on = settle_abort();
+    flags_changed();
+    return go_on;
+  }
+  ++instructions;
+  forget_replay();
+  // A shadow lasts for one instruction; STI inside a shadow does not prolong it.
+  if (had_sti_shadow) state.sti_shadow = false;
+  if (had_ss_shadow) state.mov_ss_shadow = false;
+  if (!rf_kept) state.system_flags &= ~rflags::rf;
+  if (tf && !trap_suppressed_) pending_db_ |= dr6::bs;
+  flags_changed();
+  if (window_wanted && can_take_interrupt()) exit_word.fetch_or(exit_window, std::memory_order_relaxed);
+  // Traps wait while MOV SS shields the next instruction.
+  if (pending_db_ != 0 && !state.mov_ss_shadow) {
+    const u64 bits = pending_db_;
+    pending_db_ = 0;
+    const bool go_on = deliver_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
+    if (!go_on) return false;
+  }
+  return !exit_pending;
+}
+
+CpuExit Cpu::run() {
+  exit_pending = false;
+  fault_pending = false;
+  if (replay_count_ > 0) {
+    // Go on with the instruction that user space has answered.
+    replay_next_ = 0;
+    if (!step_carefully()) return exit;
+  }
+  for (;;) {
+    if (exit_word.load(std::memory_order_relaxed) != 0) return CpuExit::request;
+    if (instructions >= poll_at) [[unlikely]] {
+      poll_at = instructions + poll_interval;
+      platform.poll();
+    }
+    if (careful_) [[unlikely]] {
+      if (!step_carefully()) return exit;
+      continue;
+    }
+    Block* block = blocks_->lookup(false);
+    if (block == nullptr) [[unlikely]] {
+      if (!settle_abort()) return exit;
+      continue;
+    }
+    const Insn* in = block->insns;
+    u64 ip = state.regs[reg_rip];
+    Step step;
+    for (;;) {
+      state.regs[reg_rip] = (ip + in->len) & ip_mask_;
+      step = in->handler(*this, *in);
+      if (step != Step::next) break;
+      ip = state.regs[reg_rip];
+      ++in;
+    }
+    instructions += static_cast<u64>(in - block->insns);
+    if (step == Step::jump) {
+      if (in->len != 0) ++instructions;
+      if (exit_pending) [[unlikely]] return exit;
+    } else {
+      if (!rip_committed_) [[likely]] state.regs[reg_rip] = ip;
+      rip_committed_ = false;
+      if (!settle_abort()) return exit;
+    }
+  }
+}
+
+} // namespace ring3::x86

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the integer families share: operand forms, choosing a handler by operand size, and read-modify-write of memory.
+#pragma once
+
+#include "x86/interp/bind.h"
+
+#include <mutex>
+
+namespace ring3::x86 {
+
+// The handler of a class template for an operand size of 1, 2, 4 or 8 bytes.
+template <template <class> class H> Handler by_size(u8 bytes) {
+  switch (bytes) {
+  case 1: return H<u8>::run;
+  case 2: return H<u16>::run;
+  case 4: return H<u32>::run;
+  default: return H<u64>::run;
+  }
+}
+template <template <class> class H> Handler by_size_not_byte(u8 bytes) {
+  switch (bytes) {
+  case 2: return H<u16>::run;
+  case 4: return H<u32>::run;
+  default: return H<u64>::run;
+  }
+}
+
+inline bool is_gpr(const Operand& o) { return o.kind == Operand::Kind::gpr; }
+inline bool is_mem(const Operand& o) { return o.kind == Operand::Kind::mem; }
+inline bool is_imm(const Operand& o) { return o.kind == Operand::Kind::imm; }
+
+// Locked operations that straddle a page have no single host address to lock.
+inline std::mutex& split_lock() {
+  static std::mutex m;
+  return m;
+}
+
+// new = f(old, flags) on a memory operand, atomically with a LOCK prefix or when `always_locked`.
+template <class T, class F> Step update_memory_at(Cpu& cpu, Seg seg, u64 offset, bool locked, F f) {
+  GuestVirt a;
+  if (!cpu.linear(seg, offset, sizeof(T), true, a)) return Step::abort;
+  if (std::byte* p = cpu.host_for_update(a, sizeof(T), seg)) [[likely]] {
+    T old = guest_load<T>(p);
+    u16 flags = cpu.state.flags;
+    T value = f(old, flags);
+    if (locked) {
+      while (!guest_cmpxchg<T>(p, old, value)) {
+        flags = cpu.state.flags;
+        value = f(old, flags);
+      }
+    } else {
+      guest_store<T>(p, value);
+    }
+    cpu.state.flags = flags;
+    cpu.update_done();
+    return Step::next;
+  }
+  if (cpu.fault_pending) return Step::abort;
+  std::unique_lock guard(split_lock(), std::defer_lock);
+  if (locked) guard.lock();
+  T old;
+  if (!cpu.load<T>(a, old, seg)) return Step::abort;
+  u16 flags = cpu.state.flags;
+  if (!cpu.store<T>(a, f(old, flags), seg)) return Step::abort;
+  cpu.state.flags = flags;
+  return Step::next;
+}
+
+template <class T, class F> Step update_memory(Cpu& cpu, const Insn& in, F f) {
+  return update_memory_at<T>(cpu, static_cast<Seg>(in.seg), cpu.effective_address(in), (in.flags & insn_flag::lock) != 0,
+                             f);
+}
+
+// The condition of Jcc, SETcc and CMOVcc (SDM vol. 2, appendix B, table B-10).
+inline bool condition_holds(u8 cc, u16 f) {
+  bool r;
+  switch (cc >> 1) {
+  case 0: r = (f & oszapc::of) != 0; break;
+  case 1: r = (f & oszapc::cf) != 0; break;
+  case 2: r = (f & oszapc::zf) != 0; break;
+  case 3: r = (f & (oszapc::cf | oszapc::zf)) != 0; break;
+  case 4: r = (f & oszapc::sf) != 0; break;
+  case 5: r = (f & oszapc::pf) != 0; break;
+  case 6: r = ((f >> 15) & 1) != (f & 1); break;
+  default: r = (f & oszapc::zf) != 0 || ((f >> 15) & 1) != (f & 1); break;
+  }
+  return r != ((cc & 1) != 0);
+}
+
+} // namespace ring3::x86

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/mmu/mmu.h"
+
+#include "x86/mmu/guest_access.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ring3::x86 {
+
+Mmu::Mmu(CpuState& state, const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch)
+    : state_(state), slots_(slots), code_watch_(code_watch) {
+  contexts_[0] = std::make_unique<TlbContext>();
+  context_ = contexts_[0].get();
+  snapshot_ = slots_.snapshot();
+}
+
+void Mmu::reload_slots() {
+  snapshot_ = slots_.snapshot();
+  last_slot_ = nullptr;
+  flush_all();
+}
+
+Backing Mmu::backing(GuestPhys a) {
+  if (last_slot_ == nullptr || !last_slot_->contains(a)) {
+    last_slot_ = snapshot_.find(a);
+    if (last_slot_ == nullptr) return {};
+  }
+  return {last_slot_->host + (a.page() - last_slot_->base), last_slot_};
+}
+
+bool Mmu::read_phys(GuestPhys a, void* out, u64 size) {
+  auto* dst = static_cast<std::byte*>(out);
+  while (size > 0) {
+    const Backing b = backing(a);
+    if (b.host == nullptr) return false;
+    const u64 n = std::min(size, page_size - a.page_offset());
+    for (u64 i = 0; i < n; ++i) dst[i] = guest_load<std::byte>(b.host + a.page_offset() + i);
+    dst += n;
+    size -= n;
+    a = a + n;
+  }
+  return true;
+}
+
+bool Mmu::write_phys(GuestPhys a, const void* in, u64 size) {
+  const auto* src = static_cast<const std::byte*>(in);
+  while (size > 0) {
+    const Backing b = backing(a);
+    if (b.host == nullptr || b.slot->read_only()) return false;
+    const u64 n = std::min(size, page_size - a.page_offset());
+    for (u64 i = 0; i < n; ++i) guest_store<std::byte>(b.host + a.page_offset() + i, src[i]);
+    mark_dirty(b, a);
+    code_watch_.written(a, n);
+    src += n;
+    size -= n;
+    a = a + n;
+  }
+  return true;
+}
+
+void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, const Backing& b) {
+  TlbTable& tlb = table(mode);
+  const unsigned i = TlbTable::index(va.value);
+  TlbEntry& e = tlb.entry[i];
+  const u64 page = va.page().value;
+  const u64 addend = reinterpret_cast<u64>(b.host) - page;
+  const bool same = e.addend == addend && (e.read_tag == page || e.exec_tag == page);
+  if (!same) e = TlbEntry{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, addend};
+  if (access == Access::fetch) {
+    e.exec_tag = page;
+  } else {
+    e.read_tag = page;
+    e.write_tag = TlbTable::no_page;
+    if (t.writable && t.dirty && !b.slot->read_only() && !b.slot->dirty) {
+      const kvm::CodePage* code = code_watch_.find(t.pa);
+      if (code == nullptr || code->lines.load(std::memory_order_acquire) == 0) e.write_tag = page;
+    }
+  }
+  tlb.global[i] = t.global && (same ? tlb.global[i] : true);
+  tlb.used = true;
+  if (t.large) context_->large_pages = true;
+}
+
+void Mmu::flush_all() {
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) {
+      if (t.used) t.flush_all();
+    }
+    c->large_pages = false;
+  }
+}
+
+void Mmu::flush_non_global() {
+  for (TlbTable& t : context_->table) t.flush_non_global();
+}
+
+void Mmu::flush_all_contexts_non_global() {
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) t.flush_non_global();
+  }
+}
+
+void Mmu::flush_page(GuestVirt va) {
+  // A page larger than 4 KiB may be cached as many entries; and global entries live in every context.
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) {
+      if (c->large_pages) {
+        if (t.used) t.flush_all();
+      } else {
+        t.flush_page(va.value);
+      }
+    }
+    c->large_pages = false;
+  }
+}
+
+void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
+  for (auto& c : contexts_) {
+    if (!c || c->pcid != pcid) continue;
+    for (TlbTable& t : c->table) {
+      if (c->large_pages) {
+        t.flush_non_global();
+      } else {
+        t.flush_page(va.value);
+      }
+    }
+  }
+}
+
+void Mmu::flush_pcid(u16 pcid) {
+  for (auto& c : contexts_) {
+    if (!c || c->pcid != pcid) continue;
+    for (TlbTable& t : c->table) t.flush_non_global();
+  }
+}
+
+void Mmu::select_context(u16 pcid) {
+  context_->last_use = ++use_counter_;
+  if (context_->pcid == pcid) return;
+  std::unique_ptr<TlbContext>* oldest = nullptr;
+  for (auto& c : contexts_) {
+    if (c && c->pcid == pcid) {
+      context_ = c.get();
+      return;
+    }
+    if (!c) {
+      if (oldest == nullptr || *oldest) oldest = &c;
+    } else if (oldest == nullptr || (*oldest && c->last_use < (*oldest)->last_use)) {
+      oldest = &c;
+    }
+  }
+  if (!*oldest) {
+    *oldest = std::make_unique<TlbContext>();
+  } else {
+    for (TlbTable& t : (*oldest)->table) t.flush_all();
+    (*oldest)->large_pages = false;
+  }
+  (*oldest)->pcid = pcid;
+  context_ = oldest->get();
+}
+
+void Mmu::protect_host_page(const std::byte* host_page) {
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) t.protect_host_page(host_page);
+  }
+}
+
+void Mmu::protect_all() {
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) t.protect_all();
+  }
+}
+
+} // namespace ring3::x86

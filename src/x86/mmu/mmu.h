@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Address translation of one vCPU (SDM vol. 3, chapter 4): paging modes, permissions, the software TLB, and the way from
+// a guest-physical address to host memory or to a device.
+#pragma once
+
+#include "base/address.h"
+#include "kvm/code_watch.h"
+#include "kvm/memory_slots.h"
+#include "x86/cpu/exceptions.h"
+#include "x86/cpu/state.h"
+#include "x86/mmu/tlb.h"
+
+#include <array>
+#include <memory>
+
+namespace ring3::x86 {
+
+enum class Access : u8 { read, write, fetch };
+
+// The result of a page walk.
+struct Translation {
+  GuestPhys pa;
+  bool writable = false; // a store by the same kind of access would be allowed too
+  bool user_page = false;
+  bool dirty = false; // the leaf's D bit is set (always true without paging)
+  bool global = false;
+  bool large = false;
+};
+
+// What backs a guest-physical page.
+struct Backing {
+  std::byte* host = nullptr; // first byte of the page; null: no memory there (MMIO)
+  const kvm::MemorySlot* slot = nullptr;
+};
+
+class Mmu {
+ public:
+  Mmu(CpuState& state, const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch);
+
+  // Physical-address width of the guest (CPUID 0x80000008), 32 to 52.
+  void set_max_phys_bits(unsigned bits) { max_phys_bits_ = bits; }
+  unsigned max_phys_bits() const { return max_phys_bits_; }
+  u64 phys_reserved() const { return ~low_mask(max_phys_bits_); }
+  void set_gbpages(bool on) { gbpages_ = on; }
+
+  // Walks the page tables for one access and sets accessed and dirty bits; false: `fault` is a #PF. `user` says that
+  // the access counts as a user-mode one, `implicit` that it is a supervisor access whatever the CPL, to which SMAP
+  // applies regardless of EFLAGS.AC. The address is canonical.
+  bool walk(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
+
+  // Puts the page in the TLB table of `mode` as far as the fast path may use it.
+  // A fetch vouches for fetches only, and a data access for data accesses: their rights differ.
+  void fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, const Backing& b);
+
+  // Host memory behind a guest-physical page. For a store, marks the page dirty when it is logged.
+  Backing backing(GuestPhys a);
+  void mark_dirty(const Backing& b, GuestPhys a) {
+    if (b.slot->dirty) b.slot->dirty->mark((a - b.slot->base) >> page_shift);
+  }
+
+  TlbTable& table(TlbMode mode) { return context_->table[static_cast<unsigned>(mode)]; }
+
+  // --- what instructions and events ask of the TLB ---
+  void flush_all();                        // everything, global pages too
+  void flush_non_global();                 // MOV CR3 without PCIDs
+  void flush_page(GuestVirt va);           // INVLPG
+  void flush_page_of(GuestVirt va, u16 pcid);
+  void flush_pcid(u16 pcid);               // INVPCID type 1: one context's non-global pages
+  void flush_all_contexts_non_global();    // INVPCID type 3
+  void select_context(u16 pcid);           // MOV CR3 with PCIDs
+  void protect_host_page(const std::byte* host_page);
+  void protect_all();
+  // Takes the newest memory-slot table and forgets what was derived from the old one.
+  void reload_slots();
+
+  // Loads the four PDPTEs of PAE paging from CR3; false: a reserved bit is set (#GP).
+  bool load_pdptes(u64 cr3);
+
+  kvm::CodeWatch& code_watch() { return code_watch_; }
+
+  // Reads and writes guest-physical memory as the walker does; false where there is no memory.
+  bool read_phys(GuestPhys a, void* out, u64 size);
+  bool write_phys(GuestPhys a, const void* in, u64 size);
+
+ private:
+  template <class Entry> bool read_entry(u64 pa, Entry& out, std::byte*& host);
+  template <class Entry> bool update_entry(u64 pa, std::byte* host, Entry& entry, Entry bits_to_set);
+  bool walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
+  bool walk_long(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
+  bool fail(GuestVirt va, Access access, bool user, u32 code, Fault& fault) const;
+
+  CpuState& state_;
+  const kvm::MemorySlots& slots_;
+  kvm::CodeWatch& code_watch_;
+  kvm::SlotSnapshot snapshot_;
+  const kvm::MemorySlot* last_slot_ = nullptr;
+  unsigned max_phys_bits_ = 46;
+  bool gbpages_ = true;
+
+  static constexpr unsigned context_count = 4;
+  std::array<std::unique_ptr<TlbContext>, context_count> contexts_;
+  TlbContext* context_;
+  u64 use_counter_ = 0;
+};
+
+} // namespace ring3::x86

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/mmu/tlb.h"
+
+namespace ring3::x86 {
+
+namespace {
+constexpr TlbEntry empty{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, 0};
+} // namespace
+
+void TlbTable::flush_all() {
+  entry.fill(empty);
+  global.fill(false);
+  used = false;
+}
+
+void TlbTable::flush_non_global() {
+  if (!used) return;
+  for (unsigned i = 0; i < entries; ++i) {
+    if (!global[i]) entry[i] = empty;
+  }
+}
+
+void TlbTable::flush_page(u64 linear) {
+  const unsigned i = index(linear);
+  const u64 page = linear & ~page_offset_mask;
+  if (entry[i].read_tag == page || entry[i].write_tag == page || entry[i].exec_tag == page) entry[i] = empty;
+}
+
+void TlbTable::protect_host_page(const std::byte* host_page) {
+  if (!used) return;
+  const u64 host = reinterpret_cast<u64>(host_page);
+  for (TlbEntry& e : entry) {
+    if (e.write_tag != no_page && e.write_tag + e.addend == host) e.write_tag = no_page;
+  }
+}
+
+void TlbTable::protect_all() {
+  if (!used) return;
+  for (TlbEntry& e : entry) e.write_tag = no_page;
+}
+
+} // namespace ring3::x86

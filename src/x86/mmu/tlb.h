@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// The software TLB: linear page to host page, for the accesses that need no further thought.
+//
+// An entry's tag matches only when the access is allowed, its accessed and dirty bits are already set, no watchpoint
+// covers the page, and (for stores) the page holds no decoded instructions and needs no dirty logging. Everything else
+// misses on purpose and takes the slow path in Mmu. The translator probes the same tables.
+#pragma once
+
+#include "base/address.h"
+#include "base/types.h"
+
+#include <array>
+
+namespace ring3::x86 {
+
+struct TlbEntry {
+  u64 read_tag, write_tag, exec_tag; // linear page address, or TlbTable::no_page
+  u64 addend;                        // host address = linear address + addend
+};
+static_assert(sizeof(TlbEntry) == 32);
+
+struct TlbTable {
+  static constexpr unsigned bits = 10;
+  static constexpr unsigned entries = 1u << bits;
+  static constexpr u64 no_page = ~u64{0};
+
+  std::array<TlbEntry, entries> entry;
+  std::array<bool, entries> global; // came from a global page: survives CR3 loads
+  bool used = false;                // anything was filled since the last complete flush
+
+  TlbTable() { flush_all(); }
+  TlbEntry& at(u64 linear) { return entry[(linear >> page_shift) & (entries - 1)]; }
+  const TlbEntry& at(u64 linear) const { return entry[(linear >> page_shift) & (entries - 1)]; }
+  static constexpr unsigned index(u64 linear) { return (linear >> page_shift) & (entries - 1); }
+
+  void flush_all();
+  void flush_non_global();
+  void flush_page(u64 linear);
+  // Forgets write permission for every page that maps the given host page.
+  void protect_host_page(const std::byte* host_page);
+  void protect_all();
+};
+
+// What an access is allowed to do depends on who makes it; each has tables of its own so that the fast path compares
+// one tag and nothing else.
+enum class TlbMode : u8 {
+  user,          // CPL 3
+  kernel,        // CPL 0-2 and implicit supervisor accesses, user pages guarded by SMAP
+  kernel_ac,     // CPL 0-2 with EFLAGS.AC set, or SMAP off
+};
+constexpr unsigned tlb_mode_count = 3;
+
+// The tables of one process-context identifier.
+struct TlbContext {
+  u16 pcid = 0;
+  u64 last_use = 0;
+  bool large_pages = false; // some entry comes from a page larger than 4 KiB: INVLPG flushes everything
+  std::array<TlbTable, tlb_mode_count> table;
+};
+
+} // namespace ring3::x86
