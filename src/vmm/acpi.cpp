@@ -89,14 +89,14 @@ std::vector<std::byte> fadt(u64 facs_at, u64 dsdt_at) {
   w.u32v(static_cast<u32>(facs_at)).u32v(static_cast<u32>(dsdt_at)).u8v(0).u8v(0);
   w.u16v(sci_gsi).u32v(0).zeros(4); // no SMI command port: ACPI mode is always on
   w.u32v(event).u32v(0).u32v(control).u32v(0).u32v(0).u32v(timer).u32v(0).u32v(0);
-  w.u8v(4).u8v(2).u8v(0).u8v(4).zeros(4);  // block lengths: PM1 event, control, PM2, timer; GPE and C states
-  w.u16v(0xffff).u16v(0xffff);             // no C2, no C3
-  w.zeros(8);                              // flush size and stride, duty cycle, RTC alarm's day and month
-  w.u8v(0x32).u16v(0x0005).u8v(0);         // century register; legacy devices but no VGA and no 8042 keyboard
-  constexpr u32 flags = 1 << 0 | 1 << 2 |  // WBINVD and HLT work
-                        1 << 4 | 1 << 5 |  // no fixed power or sleep button
-                        1 << 8 | 1 << 10 | // 32-bit timer, reset register
-                        1 << 12;           // headless
+  w.u8v(4).u8v(2).u8v(0).u8v(4).zeros(4); // block lengths: PM1 event, control, PM2, timer; GPE and C states
+  w.u16v(0xffff).u16v(0xffff);            // no C2, no C3
+  w.zeros(8);                             // flush size and stride, duty cycle, RTC alarm's day and month
+  w.u8v(0x32).u16v(0x0005).u8v(0);        // century register; legacy devices but no VGA and no 8042 keyboard
+  constexpr u32 flags = 1 << 0 | 1 << 2 | // WBINVD and HLT work
+                        1 << 4 | 1 << 5 | 1 << 6 | // no fixed power or sleep button, no RTC wake event
+                        1 << 8 | 1 << 10 |         // 32-bit timer, reset register
+                        1 << 12;                   // headless
   w.u32v(flags);
   port_address(w, device::PciConfigPorts::reset_port, 8, 1);
   w.u8v(device::PciConfigPorts::reset_value).u16v(0).u8v(4); // minor version 6.4

@@ -9,6 +9,7 @@
 #include "x86/api/system.h"
 #include "x86/cpu/cpuid_model.h"
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -96,7 +97,9 @@ int exit_code(const RunOptions& options, const Machine& machine, const SessionEn
   case SessionEnd::Kind::user: return exit_ok;
   case SessionEnd::Kind::output_failed:
     return report({fmt::format("{} failed: {}", end.failed_stream, std::strerror(end.error)),
-                   "keep its reader open until the guest has ended", exit_host_error});
+                   end.error == EPIPE ? "keep its reader open until the guest has ended"
+                                      : "check what it is connected to",
+                   exit_host_error});
   case SessionEnd::Kind::guest: break;
   }
   const Outcome outcome = machine.outcome().value_or(Outcome{});

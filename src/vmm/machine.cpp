@@ -47,7 +47,10 @@ Result<void> Machine::create_vm() {
     region.guest_phys_addr = segment.guest_base;
     region.memory_size = segment.host.size();
     region.userspace_addr = reinterpret_cast<std::uintptr_t>(segment.host.data());
-    if (auto r = check(vm_.set_user_memory_region(region), "cannot give the guest its memory"); !r) return r;
+    if (const int rc = vm_.set_user_memory_region(region); rc < 0)
+      return fail(
+          fmt::format("cannot give the guest {} MiB of memory: {}", ram_.size() / mib, std::strerror(-rc)),
+          "use a smaller --memory", 2);
   }
   if (auto r = check(vm_.create_irqchip(), "cannot create the interrupt controllers"); !r) return r;
   kvm_pit_config pit{};

@@ -28,7 +28,6 @@ extern "C" void restore_and_die(int signal_number) {
 void make_raw() {
   termios raw = saved_settings;
   cfmakeraw(&raw);
-  raw.c_oflag |= OPOST; // the guest's terminal has done its own processing, which OPOST leaves alone
   is_raw = true;
   tcsetattr(terminal_fd, TCSANOW, &raw);
 }

@@ -4,6 +4,7 @@
 #include "x86/api/vm.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/decode/block_cache.h"
+#include "x86/pv/hypercalls.h"
 
 #include <algorithm>
 #include <cstring>
@@ -124,6 +125,10 @@ void Vcpu::poll() {
   const u64 now = vm_.clock().now_ns();
   if (timers_.next_deadline() <= now) timers_.run_expired(now);
   if (vm_.timers().next_deadline() <= now) vm_.timers().run_expired(now);
+}
+
+u64 Vcpu::hypercall(u64 number, const std::array<u64, 4>& arguments) {
+  return static_cast<u64>(kvm_hypercall(vm_.irqchip(), number, arguments));
 }
 
 void Vcpu::code_page_found(const std::byte*) { vm_.protect_code_pages(this); }

@@ -55,6 +55,7 @@ class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, publ
   u64 tsc_khz() const override;
   void pause() override;
   void poll() override;
+  u64 hypercall(u64 number, const std::array<u64, 4>& arguments) override;
   void code_page_found(const std::byte* host_page) override;
 
   // --- VcpuEvents: what the local APIC and other CPUs post ---

@@ -49,6 +49,8 @@ class Platform {
   virtual u64 tsc_khz() const = 0;
   // PAUSE: a spinning CPU may let others run.
   virtual void pause() = 0;
+  // VMCALL or VMMCALL from ring 0: KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst).
+  virtual u64 hypercall(u64 number, const std::array<u64, 4>& arguments) = 0;
   // Called every few thousand instructions: run timers that are due.
   virtual void poll() = 0;
   // This CPU found a page of code: other CPUs must not store to it unseen any more.

@@ -204,9 +204,12 @@ bool write_pkrs(Cpu& c, u32, u64 v, bool) {
   return true;
 }
 
-// Fast strings; everything else in it is fixed.
+// The architectural switches are kept; branch trace and PEBS are reported as unavailable, read-only.
+constexpr u64 misc_enable_read_only = bit(7) | bit(11) | bit(12);
+constexpr u64 misc_enable_writable = bit(0) | bit(3) | bit(16) | bit(18) | bit(22) | bit(23) | bit(34);
 bool write_misc_enable(Cpu& c, u32, u64 v, bool) {
-  c.state.misc_enable = v & (bit(0) | bit(18));
+  if ((v & ~(misc_enable_writable | misc_enable_read_only)) != 0) return false;
+  c.state.misc_enable = (v & misc_enable_writable) | (c.state.misc_enable & misc_enable_read_only);
   return true;
 }
 

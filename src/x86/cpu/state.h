@@ -145,7 +145,7 @@ struct CpuState {
   u64 tsc_adjust = 0;
   u64 tsc_aux = 0;
   u64 pat = 0x0007040600070406;
-  u64 misc_enable = bit(0);
+  u64 misc_enable = bit(0) | bit(11) | bit(12);
   u64 mtrr_def_type = 0;
   u64 mtrr_fixed[11] = {};
   u64 mtrr_variable[16] = {};

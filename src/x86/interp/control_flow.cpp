@@ -236,6 +236,12 @@ Segment flat_segment(u16 selector, u8 type, u8 dpl, bool l, bool db) {
   return s;
 }
 
+// SYSCALL and SYSRET trap when the flags they load have TF set, not when it was set before.
+void trap_by_new_flags(Cpu& c) {
+  c.suppress_trap();
+  if ((c.state.system_flags & rflags::tf) != 0) c.set_debug_trap(dr6::bs);
+}
+
 Step handle_syscall(Cpu& c, const Insn&) {
   CpuState& s = c.state;
   const bool amd = c.cpuid.amd();
@@ -259,6 +265,7 @@ Step handle_syscall(Cpu& c, const Insn&) {
   s.segment(Seg::ss) = flat_segment(static_cast<u16>((selector & 0xfffc) + 8), 3, 0, false, true);
   s.cpl = 0;
   c.mode_changed();
+  trap_by_new_flags(c);
   return Step::jump;
 }
 
@@ -285,6 +292,7 @@ Step handle_sysret(Cpu& c, const Insn& in) {
   s.segment(Seg::ss) = flat_segment(static_cast<u16>((selector + 8) | 3), 3, 3, false, true);
   s.cpl = 3;
   c.mode_changed();
+  trap_by_new_flags(c);
   return c.events_may_have_changed();
 }
 

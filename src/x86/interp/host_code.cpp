@@ -39,7 +39,8 @@ void on_sigfpe(int number, siginfo_t* info, void* context) {
   auto* uc = static_cast<ucontext_t*>(context);
   greg_t& rip = uc->uc_mcontext.gregs[REG_RIP];
   if (in_generated_code(static_cast<u64>(rip))) {
-    // Every stub keeps RDI and RSP as at entry until its instruction has executed, so one exit serves them all.
+    // Every stub keeps RDI and RSP as at entry until its instruction has executed, so one exit serves them
+    // all.
     rip = static_cast<greg_t>(fault_exit.load(std::memory_order_relaxed));
     return;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small host functions generated at run time: each loads the registers that one guest instruction uses, executes it on
-// the host processor and stores the results. One cache for the process, shared by all vCPU threads.
+// Small host functions generated at run time: each loads the registers that one guest instruction uses,
+// executes it on the host processor and stores the results. One cache for the process, shared by all vCPU
+// threads.
 #pragma once
 
 #include "base/types.h"
@@ -11,25 +12,27 @@
 
 namespace ring3::x86 {
 
-// What a generated function does: 0, or 1 if an unmasked SIMD floating-point exception stopped it, in which case only
-// MXCSR has changed. `memory` replaces the instruction's memory operand.
+// What a generated function does: 0, or 1 if an unmasked SIMD floating-point exception stopped it, in which
+// case only MXCSR has changed. `memory` replaces the instruction's memory operand.
 using HostStub = u32 (*)(CpuState*, void* memory);
-// Likewise for x87: the image is an XSAVE area with the x87 component. Takes and returns flags in oszapc form.
+// Likewise for x87: the image is an XSAVE area with the x87 component. Takes and returns flags in oszapc
+// form.
 using X87Stub = u32 (*)(void* xsave_area, void* memory, u32 flags);
 
 namespace host {
 
-// Copies code into executable memory that is never writable at the address it runs at. Null when there is no more
-// memory, or the process may not have any that is executable.
+// Copies code into executable memory that is never writable at the address it runs at. Null when there is no
+// more memory, or the process may not have any that is executable.
 const void* publish_code(std::span<const u8> code);
 
 // Does the processor we run on have the feature, and does the operating system enable its state?
 bool has_feature(Feature f);
-bool has_avx();     // YMM registers
-bool has_avx512();  // ZMM and opmask registers
+bool has_avx();    // YMM registers
+bool has_avx512(); // ZMM and opmask registers
 bool has_avx512bw();
 
-// Makes unmasked SIMD exceptions inside generated code end the function with 1. Idempotent; publish_code() does it.
+// Makes unmasked SIMD exceptions inside generated code end the function with 1. Idempotent; publish_code()
+// does it.
 void install_exception_handler();
 
 } // namespace host

@@ -40,7 +40,7 @@ bool Cpu::step_carefully() {
       return settle_abort();
     }
   }
-  if ((pending_db_ & dr6::bt) != 0) {
+  if ((pending_db_ & (dr6::bt | dr6::bs)) != 0 && !had_ss_shadow) {
     const u64 bits = pending_db_;
     pending_db_ = 0;
     update_careful();
@@ -80,6 +80,11 @@ bool Cpu::step_carefully() {
   if (pending_db_ != 0 && !state.mov_ss_shadow) {
     const u64 bits = pending_db_;
     pending_db_ = 0;
+    if (exit_pending && exit == CpuExit::halt) {
+      // A debug trap after HLT ends the halt (SDM vol. 2, HLT).
+      exit_pending = false;
+      state.activity = Activity::running;
+    }
     const bool go_on = deliver_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
     if (!go_on) return false;
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// FXSAVE, XSAVE and their family, LDMXCSR and STMXCSR (SDM vol. 1, 10.5 and chapter 13). Nothing runs on the host.
+// FXSAVE, XSAVE and their family, LDMXCSR and STMXCSR (SDM vol. 1, 10.5 and chapter 13). Nothing runs on the
+// host.
 #include "x86/interp/bind.h"
 #include "x86/interp/vector_plan.h"
 #include "x86/interp/xsave_layout.h"
@@ -26,7 +27,8 @@ class Pieces {
       if (!cpu_.probe_write(seg_, (offset_ + piece_[i].at) & mask_, piece_[i].size)) return false;
     }
     for (unsigned i = 0; i < count_; ++i) {
-      if (!cpu_.write_bytes(seg_, (offset_ + piece_[i].at) & mask_, piece_[i].data, piece_[i].size)) return false;
+      if (!cpu_.write_bytes(seg_, (offset_ + piece_[i].at) & mask_, piece_[i].data, piece_[i].size))
+        return false;
     }
     return true;
   }
@@ -117,13 +119,15 @@ template <bool wide> Step run_fxsave(Cpu& cpu, const Insn& in) {
     store(cpu.state, component::sse, image);
     size += visible_size(cpu, component::sse, 256);
   }
-  return cpu.write_bytes(static_cast<Seg>(in.seg), cpu.effective_address(in), image, size) ? Step::next : Step::abort;
+  return cpu.write_bytes(static_cast<Seg>(in.seg), cpu.effective_address(in), image, size) ? Step::next
+                                                                                           : Step::abort;
 }
 
 template <bool wide> Step run_fxrstor(Cpu& cpu, const Insn& in) {
   if (!fx_allowed(cpu) || !aligned_operand(cpu, in, 16)) return Step::abort;
   std::byte image[fx_image_size];
-  if (!cpu.read_bytes(static_cast<Seg>(in.seg), cpu.effective_address(in), image, sizeof image)) return Step::abort;
+  if (!cpu.read_bytes(static_cast<Seg>(in.seg), cpu.effective_address(in), image, sizeof image))
+    return Step::abort;
   const u32 mxcsr = load_raw<u32>(image + mxcsr_at);
   if ((mxcsr & ~mxcsr_mask) != 0) return cpu.gp();
   if (!wide) narrow_pointers(image);
@@ -156,9 +160,7 @@ bool xsave_allowed(Cpu& cpu, bool supervisor) {
   return true;
 }
 
-u64 requested(const CpuState& s) {
-  return (s.regs[rdx] & low_mask(32)) << 32 | (s.regs[rax] & low_mask(32));
-}
+u64 requested(const CpuState& s) { return (s.regs[rdx] & low_mask(32)) << 32 | (s.regs[rax] & low_mask(32)); }
 
 template <Save kind, bool wide> Step run_xsave(Cpu& cpu, const Insn& in) {
   constexpr bool supervisor = kind == Save::supervisor;
@@ -204,7 +206,8 @@ template <Save kind, bool wide> Step run_xsave(Cpu& cpu, const Insn& in) {
     pieces.add(bv_at, 16, header);
   } else {
     u64 old;
-    if (!cpu.read_bytes(seg, (offset + bv_at) & Cpu::address_mask(in.addrsize), &old, sizeof old)) return Step::abort;
+    if (!cpu.read_bytes(seg, (offset + bv_at) & Cpu::address_mask(in.addrsize), &old, sizeof old))
+      return Step::abort;
     header[0] |= old & ~rfbm;
     pieces.add(bv_at, 8, header);
   }
@@ -221,7 +224,9 @@ template <bool supervisor, bool wide> Step run_xrstor(Cpu& cpu, const Insn& in) 
   const u64 mask = Cpu::address_mask(in.addrsize);
 
   alignas(64) std::byte area[max_size];
-  const auto fetch = [&](u32 at, u32 size) { return cpu.read_bytes(seg, (offset + at) & mask, area + at, size); };
+  const auto fetch = [&](u32 at, u32 size) {
+    return cpu.read_bytes(seg, (offset + at) & mask, area + at, size);
+  };
   if (!fetch(bv_at, header_size)) return Step::abort;
   u64 header[8];
   std::memcpy(header, area + bv_at, sizeof header);

@@ -221,7 +221,18 @@ Step handle_clac_stac(Cpu& c, const Insn& in) {
   return Step::next;
 }
 
-// Without nested virtualization and without KVM's hypercalls these do not exist.
+Step handle_hypercall(Cpu& c, const Insn&) {
+  const bool wide = c.code64();
+  const auto argument = [&](Gpr r) { return wide ? c.state.regs[r] : c.reg<u32>(static_cast<u8>(r * 8)); };
+  constexpr s64 not_permitted = -1; // -KVM_EPERM
+  u64 result = static_cast<u64>(not_permitted);
+  if (c.state.cpl == 0) {
+    result = c.platform.hypercall(argument(rax), {argument(rbx), argument(rcx), argument(rdx), argument(rsi)});
+  }
+  c.state.regs[rax] = wide ? result : static_cast<u32>(result);
+  return Step::jump;
+}
+
 Step handle_clzero(Cpu& c, const Insn& in) {
   const u64 at = c.state.regs[rax] & Cpu::address_mask(in.addrsize) & ~u64{63};
   constexpr u8 zeros[64] = {};
@@ -284,6 +295,9 @@ Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   case Op::xsetbv: return handle_xsetbv;
   case Op::clac: return handle_clac_stac;
   case Op::stac: in.aux = 1; return handle_clac_stac;
+  // Each vendor has its own; the other's is undefined.
+  case Op::vmcall: return cpuid.amd() ? nullptr : handle_hypercall;
+  case Op::vmmcall: return cpuid.amd() ? handle_hypercall : nullptr;
   case Op::clzero: in.seg = static_cast<u8>(Seg::ds); return handle_clzero;
   default: return nullptr;
   }

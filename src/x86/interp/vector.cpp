@@ -16,15 +16,18 @@ Step no_code_memory(Cpu& cpu, const Insn&) {
 
 template <bool mmx> Step run_registers(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   if constexpr (mmx) enter_mmx(cpu.state.x87);
-  if (p.run(&cpu.state, nullptr) != 0) [[unlikely]] return simd_exception(cpu);
+  if (p.run(&cpu.state, nullptr) != 0) [[unlikely]]
+    return simd_exception(cpu);
   return Step::next;
 }
 
 template <bool mmx> Step run_load(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   GuestVirt a;
   if (!vector_address(cpu, in, p, false, a)) return Step::abort;
   alignas(64) std::byte scratch[max_vector_bytes];
@@ -34,13 +37,15 @@ template <bool mmx> Step run_load(Cpu& cpu, const Insn& in) {
     memory = scratch;
   }
   if constexpr (mmx) enter_mmx(cpu.state.x87);
-  if (p.run(&cpu.state, memory) != 0) [[unlikely]] return simd_exception(cpu);
+  if (p.run(&cpu.state, memory) != 0) [[unlikely]]
+    return simd_exception(cpu);
   return Step::next;
 }
 
 template <bool mmx> Step run_store(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   GuestVirt a;
   if (!vector_address(cpu, in, p, true, a)) return Step::abort;
   const Seg seg = static_cast<Seg>(in.seg);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The few host instructions that stubs are made of, as bytes (SDM vol. 2, chapter 2). Stubs take CpuState in RDI and the
-// memory operand's address in RSI.
+// The few host instructions that stubs are made of, as bytes (SDM vol. 2, chapter 2). Stubs take CpuState in
+// RDI and the memory operand's address in RSI.
 #pragma once
 
 #include "base/types.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gathers and scatters (SDM vol. 2, VGATHERDPS, VPGATHERDD, VPSCATTERDD): one element after the other, and an element's
-// mask is cleared when it is done, so that a fault in the middle can be resumed.
+// Gathers and scatters (SDM vol. 2, VGATHERDPS, VPGATHERDD, VPSCATTERDD): one element after the other, and an
+// element's mask is cleared when it is done, so that a fault in the middle can be resumed.
 #include "x86/interp/vector_run.h"
 
 #include <algorithm>
@@ -130,10 +130,11 @@ Handler bind_vector_special(const Decoded& d, Insn& in) {
   in.reg = data.reg;
   in.rm = d.index;
   in.vvvv = vex ? d.operand[2].reg : d.evex_mask;
-  in.aux = static_cast<u8>(((d.bytes[at] & 0x80) != 0 ? wide_data : 0) | ((d.opcode & 1) != 0 ? wide_index : 0) |
-                           (d.vector_bits == 512   ? 2U << vl_shift
-                            : d.vector_bits == 256 ? 1U << vl_shift
-                                                   : 0));
+  in.aux =
+      static_cast<u8>(((d.bytes[at] & 0x80) != 0 ? wide_data : 0) | ((d.opcode & 1) != 0 ? wide_index : 0) |
+                      (d.vector_bits == 512   ? 2U << vl_shift
+                       : d.vector_bits == 256 ? 1U << vl_shift
+                                              : 0));
   if (gather && in.reg == in.rm) return handle_ud;
   if (vex && (in.vvvv == in.reg || in.vvvv == in.rm)) return handle_ud;
   if (vex) return run_gather_vex;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vector loads and stores of which a mask selects elements: EVEX opmasks, VMASKMOV, MASKMOVDQU, compress and expand. What
-// is not selected is not accessed and cannot fault (SDM vol. 1, 15.6.1).
+// Vector loads and stores of which a mask selects elements: EVEX opmasks, VMASKMOV, MASKMOVDQU, compress and
+// expand. What is not selected is not accessed and cannot fault (SDM vol. 1, 15.6.1).
 #include "x86/interp/vector_run.h"
 
 #include <bit>
@@ -22,7 +22,8 @@ u64 enabled_elements(const Cpu& cpu, const VectorPlan& p) {
 bool alignment_ok(Cpu& cpu, const Insn& in, u16 align_mask) {
   if (align_mask == 0) return true;
   const Segment& s = cpu.state.seg[in.seg];
-  const bool flat = cpu.code64() && static_cast<Seg>(in.seg) != Seg::fs && static_cast<Seg>(in.seg) != Seg::gs;
+  const bool flat =
+      cpu.code64() && static_cast<Seg>(in.seg) != Seg::fs && static_cast<Seg>(in.seg) != Seg::gs;
   const u64 linear = cpu.effective_address(in) + (flat ? 0 : s.base);
   if ((linear & align_mask) == 0) return true;
   cpu.gp();
@@ -33,12 +34,22 @@ u64 element_offset(const Cpu& cpu, const Insn& in, u64 i) {
   return (cpu.effective_address(in) + i) & Cpu::address_mask(in.addrsize);
 }
 
-bool read_elements(Cpu& cpu, const Insn& in, u64 wanted, unsigned size, std::byte* out) {
+template <class T> bool read_typed_elements(Cpu& cpu, const Insn& in, u64 wanted, std::byte* out) {
+  const Seg seg = static_cast<Seg>(in.seg);
   for (; wanted != 0; wanted &= wanted - 1) {
-    const unsigned i = static_cast<unsigned>(std::countr_zero(wanted)) * size;
-    if (!cpu.read_bytes(static_cast<Seg>(in.seg), element_offset(cpu, in, i), out + i, size)) return false;
+    const unsigned i = static_cast<unsigned>(std::countr_zero(wanted)) * static_cast<unsigned>(sizeof(T));
+    if (!cpu.read<T>(seg, element_offset(cpu, in, i), *reinterpret_cast<T*>(out + i))) return false;
   }
   return true;
+}
+
+bool read_elements(Cpu& cpu, const Insn& in, u64 wanted, unsigned size, std::byte* out) {
+  switch (size) {
+  case 1: return read_typed_elements<u8>(cpu, in, wanted, out);
+  case 2: return read_typed_elements<u16>(cpu, in, wanted, out);
+  case 4: return read_typed_elements<u32>(cpu, in, wanted, out);
+  default: return read_typed_elements<u64>(cpu, in, wanted, out);
+  }
 }
 
 bool write_elements(Cpu& cpu, const Insn& in, u64 wanted, unsigned size, const std::byte* data) {
@@ -105,20 +116,23 @@ Step masked_store(Cpu& cpu, const Insn& in, const VectorPlan& p, u64 wanted, uns
 
 Step run_masked_load(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   return masked_load(cpu, in, p, enabled_elements(cpu, p));
 }
 
 Step run_masked_store(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   return masked_store(cpu, in, p, enabled_elements(cpu, p), p.element_bytes);
 }
 
 // Exception classes without fault suppression: the whole operand is read whatever the mask says.
 Step run_whole_load(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   GuestVirt a;
   if (!vector_address(cpu, in, p, false, a)) return Step::abort;
   alignas(64) std::byte scratch[max_vector_bytes];
@@ -136,7 +150,8 @@ unsigned packed_bytes(const Cpu& cpu, const Insn& in, const VectorPlan& p) {
 
 Step run_expand(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   alignas(64) std::byte scratch[max_vector_bytes] = {};
   const unsigned bytes = packed_bytes(cpu, in, p);
   if (bytes != 0 && !cpu.read_bytes(static_cast<Seg>(in.seg), cpu.effective_address(in), scratch, bytes)) {
@@ -148,7 +163,8 @@ Step run_expand(Cpu& cpu, const Insn& in) {
 
 Step run_compress(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   alignas(64) std::byte scratch[max_vector_bytes];
   p.run(&cpu.state, scratch);
   const unsigned bytes = packed_bytes(cpu, in, p);
@@ -170,7 +186,8 @@ u64 sign_bits(const Cpu& cpu, const Insn& in) {
 
 Step run_vmaskmov_load(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   const u64 wanted = sign_bits(cpu, in);
   alignas(64) std::byte scratch[max_vector_bytes] = {};
   if (!read_elements(cpu, in, wanted, in.aux, scratch)) return Step::abort;
@@ -180,7 +197,8 @@ Step run_vmaskmov_load(Cpu& cpu, const Insn& in) {
 
 Step run_vmaskmov_store(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
-  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]] return refuse_vector(cpu, p.needs);
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
   return masked_store(cpu, in, p, sign_bits(cpu, in), in.aux);
 }
 
@@ -189,7 +207,8 @@ Step run_vmaskmov_store(Cpu& cpu, const Insn& in) {
 template <unsigned size> Step store_masked_bytes(Cpu& cpu, const Insn& in, const u8* data, const u8* mask) {
   u64 wanted = 0;
   for (unsigned i = 0; i < size; ++i) wanted |= u64{mask[i]} >> 7 << i;
-  return write_elements(cpu, in, wanted, 1, reinterpret_cast<const std::byte*>(data)) ? Step::next : Step::abort;
+  return write_elements(cpu, in, wanted, 1, reinterpret_cast<const std::byte*>(data)) ? Step::next
+                                                                                      : Step::abort;
 }
 
 Step run_maskmovdqu(Cpu& cpu, const Insn& in) {
@@ -227,8 +246,9 @@ Handler bind_maskmov(const Decoded& d, Insn& in) {
 }
 
 u8 w_element(const Decoded& d, u8 narrow, u8 wide) {
-  const bool w = d.encoding == Encoding::evex ? (d.bytes[d.evex_offset + 2U] & 0x80) != 0
-                 : d.bytes[d.vex_offset] == 0xc4 && (d.bytes[d.vex_offset + 2U] & 0x80) != 0;
+  const bool w = d.encoding == Encoding::evex
+                     ? (d.bytes[d.evex_offset + 2U] & 0x80) != 0
+                     : d.bytes[d.vex_offset] == 0xc4 && (d.bytes[d.vex_offset + 2U] & 0x80) != 0;
   return w ? wide : narrow;
 }
 
@@ -250,7 +270,8 @@ Handler bind_vector_masked(const Decoded& d, Insn& in) {
     case 0x8e: in.aux = w_element(d, 4, 8); break;
     default: return nullptr;
     }
-    // The mask is VEX.vvvv: the register between the destination and the memory operand, or first after memory.
+    // The mask is VEX.vvvv: the register between the destination and the memory operand, or first after
+    // memory.
     in.vvvv = d.operand[1].reg;
     return d.memory_written ? run_vmaskmov_store : run_vmaskmov_load;
   }

@@ -18,7 +18,8 @@ using Kind = Operand::Kind;
 bool is_vector(Kind k) { return k == Kind::xmm || k == Kind::ymm || k == Kind::zmm; }
 
 bool has_kind(const Decoded& d, Kind k) {
-  return std::any_of(d.operand.begin(), d.operand.begin() + d.operands, [k](const Operand& o) { return o.kind == k; });
+  return std::any_of(d.operand.begin(), d.operand.begin() + d.operands,
+                     [k](const Operand& o) { return o.kind == k; });
 }
 
 bool legacy_prefix(u8 b) {
@@ -46,7 +47,8 @@ bool writes_flags(const Decoded& d) {
     if (d.opcode == 0x2e || d.opcode == 0x2f) return true;
     return d.encoding == Encoding::vex && (d.opcode == 0x98 || d.opcode == 0x99);
   }
-  if (d.map == 2) return d.encoding != Encoding::evex && (d.opcode == 0x17 || d.opcode == 0x0e || d.opcode == 0x0f);
+  if (d.map == 2)
+    return d.encoding != Encoding::evex && (d.opcode == 0x17 || d.opcode == 0x0e || d.opcode == 0x0f);
   return string_compare(d) && d.encoding != Encoding::evex;
 }
 
@@ -57,12 +59,12 @@ bool uses_mxcsr(const Decoded& d) {
   switch (d.map) {
   case 1:
     if (d.encoding == Encoding::evex && in(0x78, 0x7b)) return true;
-    return in(0x51, 0x53) || in(0x58, 0x5f) || in(0x2c, 0x2f) || o == 0x2a || o == 0xc2 || o == 0xd0 || in(0x7c, 0x7d) ||
-           o == 0xe6;
+    return in(0x51, 0x53) || in(0x58, 0x5f) || in(0x2c, 0x2f) || o == 0x2a || o == 0xc2 || o == 0xd0 ||
+           in(0x7c, 0x7d) || o == 0xe6;
   case 2:
     if (d.encoding == Encoding::legacy) return false;
-    return o == 0x13 || in(0x2c, 0x2d) || in(0x42, 0x43) || in(0x4c, 0x4f) || in(0x96, 0x9f) || in(0xa6, 0xaf) ||
-           in(0xb6, 0xbf) || in(0xc8, 0xcd);
+    return o == 0x13 || in(0x2c, 0x2d) || in(0x42, 0x43) || in(0x4c, 0x4f) || in(0x96, 0x9f) ||
+           in(0xa6, 0xaf) || in(0xb6, 0xbf) || in(0xc8, 0xcd);
   case 3:
     if (in(0x08, 0x0b) || in(0x40, 0x41)) return true;
     return d.encoding != Encoding::legacy &&
@@ -71,30 +73,31 @@ bool uses_mxcsr(const Decoded& d) {
   }
 }
 
-// EVEX forms of exception classes E4NF, E5NF, E6NF and E9NF (SDM vol. 2, tables 2-46 to 2-58): an element's place in
-// memory is not its place in the result, so nothing of the operand can be left unread.
+// EVEX forms of exception classes E4NF, E5NF, E6NF and E9NF (SDM vol. 2, tables 2-46 to 2-58): an element's
+// place in memory is not its place in the result, so nothing of the operand can be left unread.
 bool reads_memory_whole(const Decoded& d) {
   const u8 o = d.opcode;
   const auto in = [o](u8 first, u8 last) { return o >= first && o <= last; };
   switch (d.map) {
   case 1:
-    return o == 0x12 || o == 0x14 || o == 0x15 || o == 0x16 || in(0x60, 0x63) || in(0x67, 0x6d) || o == 0x70 ||
-           in(0x71, 0x73) || o == 0xc6 || in(0xd1, 0xd3) || o == 0xe1 || o == 0xe2 || in(0xf1, 0xf3) || o == 0xf5 ||
-           o == 0xf6;
+    return o == 0x12 || o == 0x14 || o == 0x15 || o == 0x16 || in(0x60, 0x63) || in(0x67, 0x6d) ||
+           o == 0x70 || in(0x71, 0x73) || o == 0xc6 || in(0xd1, 0xd3) || o == 0xe1 || o == 0xe2 ||
+           in(0xf1, 0xf3) || o == 0xf5 || o == 0xf6;
   case 2:
     return o == 0x00 || o == 0x04 || in(0x0c, 0x0d) || o == 0x16 || o == 0x2b || o == 0x36 || o == 0x72 ||
            in(0x75, 0x77) || in(0x7d, 0x7f) || o == 0x83 || o == 0x8d || o == 0x8f || o == 0xc4;
   case 3:
-    return in(0x00, 0x01) || in(0x03, 0x05) || o == 0x0f || o == 0x18 || o == 0x1a || o == 0x38 || o == 0x3a ||
-           o == 0x23 || o == 0x42 || o == 0x43 || o == 0xce || o == 0xcf;
+    return in(0x00, 0x01) || in(0x03, 0x05) || o == 0x0f || o == 0x18 || o == 0x1a || o == 0x38 ||
+           o == 0x3a || o == 0x23 || o == 0x42 || o == 0x43 || o == 0xce || o == 0xcf;
   default: return false;
   }
 }
 
 // Broadcasts of more than one element: VBROADCASTF32X2 and on.
 bool broadcasts_tuple(const Decoded& d) {
-  return d.map == 2 && (d.opcode == 0x19 || d.opcode == 0x1a || d.opcode == 0x1b || (d.opcode >= 0x58 && d.opcode <= 0x5b) ||
-                        d.opcode == 0x18 || d.opcode == 0x78 || d.opcode == 0x79);
+  return d.map == 2 &&
+         (d.opcode == 0x19 || d.opcode == 0x1a || d.opcode == 0x1b ||
+          (d.opcode >= 0x58 && d.opcode <= 0x5b) || d.opcode == 0x18 || d.opcode == 0x78 || d.opcode == 0x79);
 }
 
 u16 alignment_of(const Decoded& d) {
@@ -107,9 +110,10 @@ u16 alignment_of(const Decoded& d) {
     if (string_compare(d)) return 0;
     return 15;
   }
-  const bool aligned = (d.map == 1 && (d.opcode == 0x28 || d.opcode == 0x29 || d.opcode == 0x2b)) ||
-                       (d.map == 1 && (d.opcode == 0x6f || d.opcode == 0x7f || d.opcode == 0xe7) && pp == 1) ||
-                       (d.map == 2 && d.opcode == 0x2a && pp == 1);
+  const bool aligned =
+      (d.map == 1 && (d.opcode == 0x28 || d.opcode == 0x29 || d.opcode == 0x2b)) ||
+      (d.map == 1 && (d.opcode == 0x6f || d.opcode == 0x7f || d.opcode == 0xe7) && pp == 1) ||
+      (d.map == 2 && d.opcode == 0x2a && pp == 1);
   return aligned ? static_cast<u16>(d.memory_bits / 8 - 1) : u16{0};
 }
 
@@ -123,7 +127,9 @@ VectorNeeds needs_of(const Decoded& d) {
 unsigned bits_of(Kind k) { return k == Kind::xmm ? 128 : k == Kind::ymm ? 256 : 512; }
 
 // VP2INTERSECT writes a pair of opmask registers of which the encoding names one.
-bool writes_mask_pair(const Decoded& d) { return d.encoding == Encoding::evex && d.map == 2 && d.opcode == 0x68; }
+bool writes_mask_pair(const Decoded& d) {
+  return d.encoding == Encoding::evex && d.map == 2 && d.opcode == 0x68;
+}
 
 void emit_stub(const Decoded& h, const HostForm& form, bool floating, host::Emitter& e) {
   const bool legacy = h.encoding == Encoding::legacy;
@@ -148,8 +154,8 @@ void emit_stub(const Decoded& h, const HostForm& form, bool floating, host::Emit
     }
   }
   if (floating) {
-    // Between guest instructions the host keeps the guest's MXCSR when it is a harmless one, so most of the time there
-    // is nothing to load; below RSP is the red zone.
+    // Between guest instructions the host keeps the guest's MXCSR when it is a harmless one, so most of the
+    // time there is nothing to load; below RSP is the red zone.
     e.bytes({0x0f, 0xae, 0x5c, 0x24, 0xfc}); // stmxcsr [rsp - 4]
     e.byte(0x8b);                            // mov eax, [rdi + mxcsr]
     e.at_rdi(0, host::mxcsr_offset);
@@ -225,7 +231,7 @@ void describe_memory(const Decoded& h, VectorPlan& p) {
     if (o.kind == Kind::mem) memory = &o;
     if (i == 0 && is_vector(o.kind) && o.element_bits != 0) other_elements = bits_of(o.kind) / o.element_bits;
   }
-  if (memory == nullptr || memory->element_bits < 8) return;
+  if (memory == nullptr || memory->element_bits < 8 || memory->element_bits > 64) return;
   const unsigned n = std::max(1U, h.memory_bits / unsigned{memory->element_bits});
   p.mask = h.evex_mask;
   p.element_bytes = static_cast<u8>(std::min<unsigned>(memory->element_bits, h.memory_bits) / 8);
@@ -234,8 +240,8 @@ void describe_memory(const Decoded& h, VectorPlan& p) {
   if (h.evex_b || (broadcasts_tuple(h) && other_elements > n)) {
     // For {1toN} the mask covers the vector, not memory.
     p.replicates = true;
-    p.mask_bits = static_cast<u8>(
-        h.evex_b ? h.vector_bits / std::max<unsigned>(8, memory->element_bits) : other_elements);
+    p.mask_bits = static_cast<u8>(h.evex_b ? h.vector_bits / std::max<unsigned>(8, memory->element_bits)
+                                           : other_elements);
   }
   p.suppresses = h.memory_written || !reads_memory_whole(h);
 }
@@ -303,7 +309,8 @@ class PlanCache {
   }
 
   std::shared_mutex lock_;
-  std::unordered_map<HostForm, std::unique_ptr<VectorPlan>, FormHash> plans_; // null: the host has no such instruction
+  std::unordered_map<HostForm, std::unique_ptr<VectorPlan>, FormHash>
+      plans_; // null: the host has no such instruction
   std::unordered_map<u64, bool> features_;
 };
 
@@ -316,11 +323,11 @@ PlanCache& plan_cache() {
 bool gpr_in_reg_field(const Decoded& d) {
   if (d.map != 1) return false;
   switch (d.opcode) {
-  case 0x50: // MOVMSKPS
-  case 0xd7: // PMOVMSKB
-  case 0xc5: // PEXTRW
-  case 0x2c: // CVTTSS2SI
-  case 0x2d: // CVTSS2SI
+  case 0x50:              // MOVMSKPS
+  case 0xd7:              // PMOVMSKB
+  case 0xc5:              // PEXTRW
+  case 0x2c:              // CVTTSS2SI
+  case 0x2d:              // CVTSS2SI
   case 0x93: return true; // KMOV r, k
   case 0x78:
   case 0x79: return d.encoding == Encoding::evex; // VCVTTSS2USI
@@ -436,7 +443,8 @@ bool rewrite(const Decoded& d, bool clear_w, HostForm& out) {
   put(modrm);
   unsigned tail = d.modrm_offset + 1U;
   if (d.has_memory) tail += (d.sib_offset != 0 ? 1U : 0U) + d.disp_size / 8U;
-  const bool register_in_imm = d.encoding == Encoding::vex && d.map == 3 && d.opcode >= 0x4a && d.opcode <= 0x4c;
+  const bool register_in_imm =
+      d.encoding == Encoding::vex && d.map == 3 && d.opcode >= 0x4a && d.opcode <= 0x4c;
   for (; tail < d.length; ++tail) put(narrow && register_in_imm ? d.bytes[tail] & 0x7f : d.bytes[tail]);
 
   if (gpr != nullptr) {
@@ -459,7 +467,8 @@ bool has_prefix(const Decoded& d, u8 prefix) {
 
 unsigned mandatory_prefix(const Decoded& d) {
   if (d.encoding == Encoding::evex) return d.bytes[d.evex_offset + 2U] & 3;
-  if (d.encoding == Encoding::vex) return d.bytes[d.vex_offset + (d.bytes[d.vex_offset] == 0xc5 ? 1U : 2U)] & 3;
+  if (d.encoding == Encoding::vex)
+    return d.bytes[d.vex_offset + (d.bytes[d.vex_offset] == 0xc5 ? 1U : 2U)] & 3;
   if (d.repne) return 3;
   if (d.rep) return 2;
   return d.operand_size_prefix ? 1 : 0;
@@ -475,8 +484,8 @@ PlanStatus find_plan(const Decoded& d, const VectorPlan*& out) { return plan_cac
 
 Step refuse_vector(Cpu& cpu, const VectorNeeds& n) {
   const CpuState& s = cpu.state;
-  if (((s.cr0 & n.cr0_clear & cr0::em) | (~s.cr0 & n.cr0_set) | (~s.cr4 & n.cr4_set) | (~s.xcr0 & n.xcr0_set) |
-       (s.system_flags & n.flags_clear)) != 0) {
+  if (((s.cr0 & n.cr0_clear & cr0::em) | (~s.cr0 & n.cr0_set) | (~s.cr4 & n.cr4_set) |
+       (~s.xcr0 & n.xcr0_set) | (s.system_flags & n.flags_clear)) != 0) {
     return cpu.ud();
   }
   if ((s.cr0 & n.cr0_clear & cr0::ts) != 0) return cpu.raise(Vector::nm);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How one MMX, SSE, AVX or AVX-512 instruction runs on the host: the generated function, what the processor's state must
-// be for it not to fault, and the shape of its memory operand. Plans are immutable, live as long as the process, and are
-// shared by all instructions that differ only in how they address memory.
+// How one MMX, SSE, AVX or AVX-512 instruction runs on the host: the generated function, what the processor's
+// state must be for it not to fault, and the shape of its memory operand. Plans are immutable, live as long
+// as the process, and are shared by all instructions that differ only in how they address memory.
 #pragma once
 
 #include "x86/cpu/cpu.h"
@@ -10,7 +10,8 @@
 
 namespace ring3::x86 {
 
-// Bits that must be clear or set, and which fault they cause otherwise (SDM vol. 2, 2.4, 2.8 and vol. 3, table 23-2).
+// Bits that must be clear or set, and which fault they cause otherwise (SDM vol. 2, 2.4, 2.8 and vol. 3,
+// table 23-2).
 struct VectorNeeds {
   u64 cr0_clear = cr0::ts;
   u64 cr0_set = 0;
@@ -37,7 +38,7 @@ struct VectorPlan {
   X87Stub run_x87 = nullptr; // x87 instructions have this instead
   VectorNeeds needs;
   u16 memory_bytes = 0;
-  u16 align_mask = 0; // address bits that must be 0
+  u16 align_mask = 0;    // address bits that must be 0
   bool floating = false; // may raise SIMD exceptions, changes MXCSR
   // Masked accesses: `elements` of `element_bytes` each, enabled by the low bits of an opmask register.
   u8 element_bytes = 0;

@@ -7,8 +7,8 @@
 
 namespace ring3::x86 {
 
-// Handlers for memory forms with an opmask, for conditional moves of elements, and for gathers and scatters; null if the
-// instruction is none of them.
+// Handlers for memory forms with an opmask, for conditional moves of elements, and for gathers and scatters;
+// null if the instruction is none of them.
 Handler bind_vector_masked(const Decoded& d, Insn& in);
 Handler bind_vector_special(const Decoded& d, Insn& in);
 
@@ -26,7 +26,8 @@ inline void enter_mmx(X87State& x) {
 
 // The linear address of the memory operand, checked for alignment too.
 inline bool vector_address(Cpu& cpu, const Insn& in, const VectorPlan& p, bool write, GuestVirt& a) {
-  if (!cpu.linear(static_cast<Seg>(in.seg), cpu.effective_address(in), p.memory_bytes, write, a)) return false;
+  if (!cpu.linear(static_cast<Seg>(in.seg), cpu.effective_address(in), p.memory_bytes, write, a))
+    return false;
   if ((a.value & p.align_mask) != 0) {
     cpu.gp();
     return false;

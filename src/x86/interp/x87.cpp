@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// x87 instructions (SDM vol. 1, chapter 8): arithmetic runs on the host between XRSTOR and XSAVE of the guest's
-// registers; control instructions are done here. FOP, FIP and FDP are kept by us, FCS and FDS are 0.
+// x87 instructions (SDM vol. 1, chapter 8): arithmetic runs on the host between XRSTOR and XSAVE of the
+// guest's registers; control instructions are done here. FOP, FIP and FDP are kept by us, FCS and FDS are 0.
 #include "x86/interp/vector_emitter.h"
 #include "x86/interp/vector_run.h"
 #include "x86/interp/x87_environment.h"
@@ -31,13 +31,31 @@ bool available(Cpu& cpu) {
   return false;
 }
 
-// Waiting instructions first report what an earlier one left. With CR0.NE clear the processor would assert FERR# and
-// wait for IRQ 13; that path is not modelled, the guest gets #MF.
+// Waiting instructions first report what an earlier one left. With CR0.NE clear the processor would assert
+// FERR# and wait for IRQ 13; that path is not modelled, the guest gets #MF.
 bool ready(Cpu& cpu) {
   if (!available(cpu)) return false;
   if (!x87_exception_pending(cpu.state.x87)) return true;
   cpu.raise(Vector::mf);
   return false;
+}
+
+bool read_number(Cpu& cpu, Seg seg, u64 offset, unsigned size, std::byte* out) {
+  switch (size) {
+  case 2: return cpu.read<u16>(seg, offset, *reinterpret_cast<u16*>(out));
+  case 4: return cpu.read<u32>(seg, offset, *reinterpret_cast<u32*>(out));
+  case 8: return cpu.read<u64>(seg, offset, *reinterpret_cast<u64*>(out));
+  default: return cpu.read_bytes(seg, offset, out, size);
+  }
+}
+
+bool write_number(Cpu& cpu, Seg seg, u64 offset, unsigned size, const std::byte* data) {
+  switch (size) {
+  case 2: return cpu.write<u16>(seg, offset, load_raw<u16>(data));
+  case 4: return cpu.write<u32>(seg, offset, load_raw<u32>(data));
+  case 8: return cpu.write<u64>(seg, offset, load_raw<u64>(data));
+  default: return cpu.write_bytes(seg, offset, data, size);
+  }
 }
 
 // Insn fields: imm the opcode as FOP has it, aux the operand's size.
@@ -47,7 +65,7 @@ template <Operand87 kind> Step run_x87(Cpu& cpu, const Insn& in) {
   const Seg seg = static_cast<Seg>(in.seg);
   const u64 offset = kind == Operand87::none ? 0 : cpu.effective_address(in);
   if constexpr (kind == Operand87::load) {
-    if (!cpu.read_bytes(seg, offset, memory, in.aux)) return Step::abort;
+    if (!read_number(cpu, seg, offset, in.aux, memory)) return Step::abort;
   }
   XsaveArea area;
   X87State& x = cpu.state.x87;
@@ -60,7 +78,7 @@ template <Operand87 kind> Step run_x87(Cpu& cpu, const Insn& in) {
   if constexpr (kind == Operand87::store) {
     // An unmasked exception found before the result exists leaves memory alone (SDM vol. 1, 8.5).
     const bool stored = (area.x87.fsw & ~unsigned{area.x87.fcw} & (invalid | overflow | underflow)) == 0;
-    if (stored && !cpu.write_bytes(seg, offset, memory, in.aux)) return Step::abort;
+    if (stored && !write_number(cpu, seg, offset, in.aux, memory)) return Step::abort;
   }
   cpu.state.flags = static_cast<u16>(flags);
   x.fsw = area.x87.fsw;

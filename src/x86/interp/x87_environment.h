@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The x87 control words and the memory images of FNSTENV and FNSAVE (SDM vol. 1, 8.1.8 to 8.1.11, figures 8-9 to 8-12).
+// The x87 control words and the memory images of FNSTENV and FNSAVE (SDM vol. 1, 8.1.8 to 8.1.11, figures 8-9
+// to 8-12).
 #pragma once
 
 #include "x86/cpu/state.h"

@@ -79,7 +79,8 @@ void store(const CpuState& s, unsigned index, std::byte* at) {
   default: {
     const Slice c = slice_of(index);
     if (index == component::sse) at += xmm_offset;
-    for (unsigned i = c.first; i < c.last; ++i, at += c.to - c.from) std::memcpy(at, s.vector.zmm[i] + c.from, c.to - c.from);
+    for (unsigned i = c.first; i < c.last; ++i, at += c.to - c.from)
+      std::memcpy(at, s.vector.zmm[i] + c.from, c.to - c.from);
   }
   }
 }
@@ -105,7 +106,8 @@ void load(CpuState& s, unsigned index, const std::byte* at) {
   default: {
     const Slice c = slice_of(index);
     if (index == component::sse) at += xmm_offset;
-    for (unsigned i = c.first; i < c.last; ++i, at += c.to - c.from) std::memcpy(s.vector.zmm[i] + c.from, at, c.to - c.from);
+    for (unsigned i = c.first; i < c.last; ++i, at += c.to - c.from)
+      std::memcpy(s.vector.zmm[i] + c.from, at, c.to - c.from);
   }
   }
 }

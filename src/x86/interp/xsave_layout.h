@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where each state component lies in an XSAVE area (SDM vol. 1, 13.4 and 13.5; CPUID leaf 0xD reports the same numbers),
-// and copying between CpuState and such an area. CPUID, the XSAVE instructions and KVM_GET/SET_XSAVE use this.
+// Where each state component lies in an XSAVE area (SDM vol. 1, 13.4 and 13.5; CPUID leaf 0xD reports the
+// same numbers), and copying between CpuState and such an area. CPUID, the XSAVE instructions and
+// KVM_GET/SET_XSAVE use this.
 #pragma once
 
 #include "base/bits.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Cpu in 64-bit mode whose memory is at the same addresses in the guest and in this process, so that an instruction
-// can be executed by both with the same registers.
+// A Cpu in 64-bit mode whose memory is at the same addresses in the guest and in this process, so that an
+// instruction can be executed by both with the same registers.
 #pragma once
 
 #include "x86/cpu/cpu.h"
@@ -31,6 +31,7 @@ class NoPlatform final : public Platform {
   void tsc_changed() override {}
   u64 tsc_khz() const override { return 1000000; }
   void pause() override {}
+  u64 hypercall(u64, const std::array<u64, 4>&) override { return 0; }
   void poll() override {}
   void code_page_found(const std::byte*) override {}
 };
@@ -111,7 +112,9 @@ class GuestCpu {
     prepare(d, in);
     return run(in);
   }
-  Step execute(std::initializer_list<u8> bytes) { return execute(std::span<const u8>(bytes.begin(), bytes.size())); }
+  Step execute(std::initializer_list<u8> bytes) {
+    return execute(std::span<const u8>(bytes.begin(), bytes.size()));
+  }
   Step run(const Insn& in) {
     cpu->fault_pending = cpu->exit_pending = false;
     return in.handler(*cpu, in);

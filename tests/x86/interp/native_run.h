@@ -40,7 +40,8 @@ class NativeRunner {
   bool run(std::span<const u8> instruction, NativeState& s) {
     *state_ = s;
     emit(instruction);
-    struct sigaction action {}, old[3];
+    struct sigaction action {
+    }, old[3];
     action.sa_handler = on_native_fault;
     const int signals[3] = {SIGILL, SIGSEGV, SIGFPE};
     for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &old[i]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every vector encoding that the decoder and this processor know, register and memory forms, with random operands: the
-// handler must leave what the processor leaves.
+// Every vector encoding that the decoder and this processor know, register and memory forms, with random
+// operands: the handler must leave what the processor leaves.
 #include "guest_cpu.h"
 #include "native_run.h"
 #include "x86/interp/host_code.h"
@@ -33,8 +33,15 @@ class VectorNative : public testing::Test {
             std::bit_cast<u32>(static_cast<float>(static_cast<s32>(v >> 32) >> 8));
         break;
       case 2: {
-        constexpr u64 special[] = {0, 0x7ff0000000000000, 0x7ff8000000000001, 0x7ff0000000000001, 1, 0x7f8000007fc00000,
-                                   0x8000000080000000, ~u64{0}, 0x7f80000100000001};
+        constexpr u64 special[] = {0,
+                                   0x7ff0000000000000,
+                                   0x7ff8000000000001,
+                                   0x7ff0000000000001,
+                                   1,
+                                   0x7f8000007fc00000,
+                                   0x8000000080000000,
+                                   ~u64{0},
+                                   0x7f80000100000001};
         v = special[random_() % std::size(special)];
         break;
       }
@@ -84,7 +91,7 @@ class VectorNative : public testing::Test {
     const Step step = guest_.execute(d);
 
     if (!native) {
-      ++skipped_; if (getenv("SK")) { for (u8 b : code) printf("%02x", b); printf(" skipped step %d\n", (int)step); }
+      ++skipped_;
       return;
     }
     ++checked_;
@@ -194,9 +201,11 @@ TEST_F(VectorNative, Vex) {
         for (const unsigned vvvv : {15U, 5U, 9U}) {
           const unsigned w = w_vvvv_l_pp >> 3, lpp = w_vvvv_l_pp & 7;
           const auto p1 = static_cast<u8>(w << 7 | (15 - vvvv + (vvvv == 15 ? 15 : 0)) << 3 | lpp);
-          check_forms({0xc4, static_cast<u8>(0xe0 | map), p1, static_cast<u8>(op)}, static_cast<u8>(random_()));
+          check_forms({0xc4, static_cast<u8>(0xe0 | map), p1, static_cast<u8>(op)},
+                      static_cast<u8>(random_()));
           if (w == 0 && map == 1) {
-            check_forms({0xc5, static_cast<u8>(0x80 | (p1 & 0x7f)), static_cast<u8>(op)}, static_cast<u8>(random_()));
+            check_forms({0xc5, static_cast<u8>(0x80 | (p1 & 0x7f)), static_cast<u8>(op)},
+                        static_cast<u8>(random_()));
           }
         }
       }
@@ -214,10 +223,12 @@ TEST_F(VectorNative, Evex) {
             for (const unsigned vvvv : {0U, 5U}) {
               const auto p1 = static_cast<u8>((wpp >> 2) << 7 | (~vvvv & 15) << 3 | 4 | (wpp & 3));
               const auto p2 = static_cast<u8>(zba | length << 5 | 8);
-              check_forms({0x62, static_cast<u8>(0xf0 | map), p1, p2, static_cast<u8>(op)}, static_cast<u8>(random_()));
+              check_forms({0x62, static_cast<u8>(0xf0 | map), p1, p2, static_cast<u8>(op)},
+                          static_cast<u8>(random_()));
               // Registers 16 and up: 17, 21 and 26.
-              const std::vector<u8> high{0x62, static_cast<u8>(0x80 | map), p1, static_cast<u8>(p2 & ~8U),
-                                         static_cast<u8>(op), 0xca, static_cast<u8>(random_())};
+              const std::vector<u8> high{
+                  0x62, static_cast<u8>(0x80 | map), p1, static_cast<u8>(p2 & ~8U), static_cast<u8>(op),
+                  0xca, static_cast<u8>(random_())};
               if (vvvv == 5) check(high);
             }
           }
