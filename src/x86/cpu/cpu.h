@@ -219,6 +219,12 @@ class Cpu {
     }
     return host_for_update_slow(a, size, s);
   }
+  // Host pointer for a load of [a, a + size) if the TLB allows it at once and it stays in one page, else null.
+  const std::byte* host_for_read(GuestVirt a, u64 size) const {
+    const TlbEntry& e = tlb_->at(a.value);
+    if (e.read_tag != a.page().value || a.page_offset() + size > page_size) return nullptr;
+    return reinterpret_cast<const std::byte*>(a.value + e.addend);
+  }
   void update_done() {
     if (code_update_size_ != 0) [[unlikely]] finish_code_update();
   }

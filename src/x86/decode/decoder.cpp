@@ -18,6 +18,7 @@ struct OpEntry {
 constexpr OpEntry op_entries[] = {
     // clang-format off
     {ZYDIS_MNEMONIC_MOV, Op::mov},
+    {ZYDIS_MNEMONIC_MOVNTI, Op::movnti},
     {ZYDIS_MNEMONIC_MOVZX, Op::movzx},
     {ZYDIS_MNEMONIC_MOVSX, Op::movsx},
     {ZYDIS_MNEMONIC_MOVSXD, Op::movsxd},

@@ -13,7 +13,7 @@ enum class Op : u16 {
   x87,
   jcc, setcc, cmovcc, // condition in Decoded::condition
   // moves
-  mov, movzx, movsx, movsxd, lea, xchg, xadd, cmpxchg, cmpxchg8b, cmpxchg16b, bswap, movbe, xlat, cbw,
+  mov, movnti, movzx, movsx, movsxd, lea, xchg, xadd, cmpxchg, cmpxchg8b, cmpxchg16b, bswap, movbe, xlat, cbw,
   cwde, cdqe, cwd, cdq, cqo, lahf, sahf, salc,
   // arithmetic
   add, or_, adc, sbb, and_, sub, xor_, cmp, test, inc, dec, neg, not_, mul, imul, div, idiv, adcx, adox,

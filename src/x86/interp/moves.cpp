@@ -352,7 +352,8 @@ Handler bind_moves(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   const bool mem0 = is_mem(d.operand[0]);
   in.aux = d.condition;
   switch (d.op) {
-  case Op::mov: return bind_mov(d, in);
+  case Op::mov:
+  case Op::movnti: return bind_mov(d, in);
   case Op::movzx: return bind_extend(d, in, false);
   case Op::movsx:
   case Op::movsxd: return bind_extend(d, in, true);

@@ -153,16 +153,7 @@ void emit_stub(const Decoded& h, const HostForm& form, bool floating, host::Emit
       mmx = true;
     }
   }
-  if (floating) {
-    // Between guest instructions the host keeps the guest's MXCSR when it is a harmless one, so most of the
-    // time there is nothing to load; below RSP is the red zone.
-    e.bytes({0x0f, 0xae, 0x5c, 0x24, 0xfc}); // stmxcsr [rsp - 4]
-    e.byte(0x8b);                            // mov eax, [rdi + mxcsr]
-    e.at_rdi(0, host::mxcsr_offset);
-    e.bytes({0x3b, 0x44, 0x24, 0xfc}); // cmp eax, [rsp - 4]
-    e.bytes({0x74, 7});                // je over
-    e.load_mxcsr(host::mxcsr_offset);
-  }
+  if (floating) e.load_mxcsr(host::mxcsr_offset);
   if (string_compare(h)) {
     e.load_gpr(rax, rax * 8);
     e.load_gpr(rdx, rdx * 8);
@@ -200,6 +191,7 @@ void emit_stub(const Decoded& h, const HostForm& form, bool floating, host::Emit
   }
   if (floating) {
     e.store_mxcsr(host::mxcsr_offset);
+    // The guest's settings may stay on the host when they are the default: nobody reads the flags.
     e.byte(0x8b); // mov eax, [rdi + mxcsr]
     e.at_rdi(0, host::mxcsr_offset);
     e.bytes({0x25, 0xc0, 0xff, 0xff, 0xff, 0x3d}); // and eax, ~flags; cmp eax, default
