@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "x86/cpu/cpuid.h"
 
+#include "x86/cpu/xsave_layout.h"
+
 #include <algorithm>
 
 namespace ring3::x86 {
@@ -78,28 +80,12 @@ CpuidResult CpuidTable::query(u32 leaf, u32 subleaf, const CpuState& state) cons
     break;
   case 0xd:
     // EBX: the size of the XSAVE area that the enabled components need.
-    if (subleaf == 0) r.ebx = xsave_size(state.xcr0, false);
-    if (subleaf == 1 && (r.eax & 0xa) != 0) r.ebx = xsave_size(state.xcr0 | state.xss, true);
+    if (subleaf == 0) r.ebx = xsave::standard_size(state.xcr0);
+    if (subleaf == 1 && (r.eax & 0xa) != 0) r.ebx = xsave::compacted_size(state.xcr0 | state.xss);
     break;
   default: break;
   }
   return r;
-}
-
-u32 CpuidTable::xsave_size(u64 components, bool compacted) const {
-  u32 size = 576; // legacy area and header
-  for (unsigned i = 2; i < 63; ++i) {
-    if ((components >> i & 1) == 0) continue;
-    const kvm_cpuid_entry2* e = find(0xd, i);
-    if (e == nullptr) continue;
-    if (compacted) {
-      if ((e->ecx & 2) != 0) size = (size + 63) & ~63u;
-      size += e->eax;
-    } else {
-      size = std::max(size, e->ebx + e->eax);
-    }
-  }
-  return size;
 }
 
 } // namespace ring3::x86

@@ -34,7 +34,6 @@ class CpuidTable {
 
  private:
   const kvm_cpuid_entry2* find(u32 leaf, u32 subleaf) const;
-  u32 xsave_size(u64 components, bool compacted) const;
 
   std::vector<kvm_cpuid_entry2> entries_;
   bool amd_ = false;
@@ -42,8 +41,5 @@ class CpuidTable {
   u64 xcr0_allowed_ = 1;
   u64 xss_allowed_ = 0;
 };
-
-// Is the value one that XSETBV accepts (SDM vol. 1, 13.3)?
-bool valid_xcr0(const CpuidTable& cpuid, u64 value);
 
 } // namespace ring3::x86

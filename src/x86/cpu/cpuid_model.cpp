@@ -2,6 +2,7 @@
 #include "x86/cpu/cpuid_model.h"
 
 #include "x86/cpu/cpuid_features.h"
+#include "x86/cpu/xsave_layout.h"
 
 #include <algorithm>
 #include <cstring>
@@ -204,29 +205,23 @@ void add_time(Table& t, const Model& m) {
 
 void add_xsave(Table& t) {
   if (!t.has(feature::xsave)) return;
-  struct Component {
-    unsigned index;
-    u32 size, offset;
-    Feature needs;
-  };
-  // SDM vol. 1, 13.4 and 13.5; offsets of the standard format as all processors have them.
-  constexpr Component components[] = {{2, 256, 576, feature::avx},       {5, 64, 1088, feature::avx512f},
-                                      {6, 512, 1152, feature::avx512f},  {7, 1024, 1664, feature::avx512f},
-                                      {9, 8, 2688, feature::pku}};
-  u32 allowed = 3;
-  u32 size = 576;
-  for (const Component& c : components) {
-    if (!t.has(c.needs)) continue;
-    allowed |= 1u << c.index;
-    size = std::max(size, c.offset + c.size);
+  u64 allowed = 3;
+  const bool avx512 = t.has(feature::avx512f);
+  for (const xsave::Component& c : xsave::components) {
+    const bool present = c.index == xsave::component::avx    ? t.has(feature::avx)
+                         : c.index == xsave::component::pkru ? t.has(feature::pku)
+                                                             : avx512;
+    if (!present) continue;
+    allowed |= bit(c.index);
     kvm_cpuid_entry2& e = t.leaf(0xd, c.index, true);
     e.eax = c.size;
     e.ebx = c.offset;
+    e.ecx = c.align64 ? 2 : 0;
   }
   kvm_cpuid_entry2& d0 = t.leaf(0xd, 0, true);
-  d0.eax = allowed;
-  d0.ebx = 576;
-  d0.ecx = size;
+  d0.eax = static_cast<u32>(allowed);
+  d0.ebx = xsave::extended_offset;
+  d0.ecx = xsave::standard_size(allowed);
   t.leaf(0xd, 1, true);
 }
 

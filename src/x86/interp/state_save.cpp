@@ -3,7 +3,7 @@
 // host.
 #include "x86/interp/bind.h"
 #include "x86/interp/vector_plan.h"
-#include "x86/interp/xsave_layout.h"
+#include "x86/cpu/xsave_layout.h"
 
 #include <cstring>
 

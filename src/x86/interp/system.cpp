@@ -3,6 +3,7 @@
 #include "x86/cpu/control_registers.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/cpu/segments.h"
+#include "x86/cpu/xsave_layout.h"
 #include "x86/interp/operands.h"
 
 namespace ring3::x86 {
@@ -198,8 +199,7 @@ Step handle_xgetbv(Cpu& c, const Insn&) {
   if (index == 0) {
     set_edx_eax(c, c.state.xcr0);
   } else if (index == 1 && c.cpuid.has(feature::xgetbv1)) {
-    // XINUSE: every enabled component may be in use.
-    set_edx_eax(c, c.state.xcr0);
+    set_edx_eax(c, c.state.xcr0 & xsave::in_use(c.state));
   } else {
     return c.gp();
   }
@@ -209,7 +209,7 @@ Step handle_xsetbv(Cpu& c, const Insn&) {
   if ((c.state.cr4 & cr4::osxsave) == 0) return c.ud();
   if (c.state.cpl != 0 || c.reg<u32>(rcx * 8) != 0) return c.gp();
   const u64 v = edx_eax(c);
-  if (!valid_xcr0(c.cpuid, v)) return c.gp();
+  if (!xsave::valid_xcr0(v) || (v & ~c.cpuid.xcr0_allowed()) != 0) return c.gp();
   c.state.xcr0 = v;
   return Step::jump;
 }
@@ -240,14 +240,6 @@ Step handle_clzero(Cpu& c, const Insn& in) {
 }
 
 } // namespace
-
-bool valid_xcr0(const CpuidTable& cpuid, u64 v) {
-  constexpr u64 x87 = 1, sse = 2, avx = 4, avx512 = 0xe0;
-  if ((v & x87) == 0 || (v & ~cpuid.xcr0_allowed()) != 0) return false;
-  if ((v & avx) != 0 && (v & sse) == 0) return false;
-  if ((v & avx512) != 0 && ((v & avx512) != avx512 || (v & avx) == 0)) return false;
-  return true;
-}
 
 Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   in.rm = d.operand[0].reg;

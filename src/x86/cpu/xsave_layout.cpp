@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "x86/interp/xsave_layout.h"
+#include "x86/cpu/xsave_layout.h"
 
 #include <algorithm>
 #include <cstring>
