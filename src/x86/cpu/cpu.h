@@ -311,8 +311,8 @@ class Cpu {
   BlockCache& blocks() { return *blocks_; }
   // Bytes at CS:rip for the decoder: one page's worth; false: fault recorded.
   bool fetch_page(GuestVirt a, Translation& t, Backing& b);
-  // A serialising moment: decoded blocks compare themselves with memory before they run again, since the VMM may have
-  // written there (SDM vol. 3, 8.1.3).
+  // Decoded blocks compare themselves with memory before they run again, since the VMM may have written there. Done on
+  // every KVM_RUN, on interrupts, and by CPUID, SERIALIZE and WBINVD; stores by vCPUs need none of it (kvm/code_watch).
   void synchronize_code() { ++code_epoch; }
   u64 code_epoch = 1;
 

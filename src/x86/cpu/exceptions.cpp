@@ -309,7 +309,8 @@ bool Cpu::deliver_event(EventType type, u8 vector, std::optional<u32> error) {
   } else {
     ok = deliver_protected(*this, vector, type, error);
   }
-  if (ok) synchronize_code();
+  // What a device wrote before it raised the interrupt is visible to the handler and everything after it.
+  if (ok && (type == EventType::external || type == EventType::nmi)) synchronize_code();
   return ok;
 }
 

@@ -72,7 +72,20 @@ bool BlockCache::current_and_equal(Block& b) const {
   return true;
 }
 
+Block* BlockCache::follow_link() {
+  if (current_ == nullptr || !cpu_.code64_) return nullptr;
+  const u64 rip = cpu_.state.regs[reg_rip];
+  const BlockLink& l = current_->link[(rip >> 3) & 1];
+  if (l.rip != rip || l.generation != cpu_.mmu.generation() || l.table != cpu_.code_tlb_) return nullptr;
+  if (!current_and_equal(*l.to)) return nullptr;
+  current_ = l.to;
+  return l.to;
+}
+
 Block* BlockCache::lookup(bool single) {
+  if (!single) {
+    if (Block* b = follow_link()) [[likely]] return b;
+  }
   CpuState& s = cpu_.state;
   const u64 rip = s.regs[reg_rip];
   u64 linear = rip;
@@ -123,6 +136,9 @@ Block* BlockCache::lookup(bool single) {
     if (!single) return lookup(true);
     cpu_.gp();
     return nullptr;
+  }
+  if (current_ != nullptr && current_->page != nullptr && block->page != nullptr && !single && cpu_.code64_) {
+    current_->link[(rip >> 3) & 1] = {rip, cpu_.mmu.generation(), cpu_.code_tlb_, block};
   }
   current_ = block;
   return block;
@@ -179,6 +195,7 @@ Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 
         flush();
       }
       b = &blocks_[blocks_used_++];
+      b->link[0] = b->link[1] = BlockLink{};
       b->insns = &insns_[insns_used_];
       insns_used_ += count + 1;
       std::copy_n(uncached_insns_, count, b->insns);

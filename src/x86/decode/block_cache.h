@@ -13,6 +13,16 @@
 
 namespace ring3::x86 {
 
+struct Block;
+
+// Where a block went last time: spares the successor's lookup while the address space is the same.
+struct BlockLink {
+  u64 rip = 0;
+  u64 generation = 0; // Mmu::generation(); 0: empty
+  const void* table = nullptr; // the TLB table, which stands for PCID, ring and AC
+  Block* to = nullptr;
+};
+
 struct Block {
   u64 key = 0;
   kvm::CodePage* page = nullptr; // null: never cached beyond one execution
@@ -23,6 +33,7 @@ struct Block {
   const std::byte* source = nullptr;
   const u8* copy = nullptr; // the bytes as decoded
   Insn* insns = nullptr;
+  BlockLink link[2]; // chosen by the successor's address
 };
 
 class BlockCache {
@@ -34,8 +45,11 @@ class BlockCache {
 
   static constexpr unsigned max_insns = 48;
 
+  // The block at CS:RIP by way of the block that ran last, or null. 64-bit code only.
+  Block* follow_link();
   // The block at CS:RIP, decoded if need be; `single` for one instruction only. Null: a fault or exit is recorded.
   Block* lookup(bool single);
+
 
   // A store hit decoded lines of this page: if the running block is on it, it stops after the current instruction.
   void code_page_changed(const kvm::CodePage* page);

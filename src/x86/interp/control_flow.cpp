@@ -127,7 +127,6 @@ Step call_far_indirect(Cpu& c, const Insn& in) {
 Step return_far(Cpu& c, const Insn& in) { return done(far_return(c, in.opsize, static_cast<u16>(in.imm))); }
 Step handle_iret(Cpu& c, const Insn& in) {
   if (!interrupt_return(c, in.opsize)) return Step::abort;
-  c.synchronize_code();
   return c.events_may_have_changed();
 }
 

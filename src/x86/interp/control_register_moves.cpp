@@ -48,9 +48,7 @@ Step write_cr(Cpu& c, const Insn& in) {
     return c.events_may_have_changed();
   default: return c.ud();
   }
-  if (!ok) return Step::abort;
-  c.synchronize_code();
-  return Step::jump;
+  return ok ? Step::jump : Step::abort;
 }
 
 // DR4 and DR5 name DR6 and DR7 unless CR4.DE is set (SDM vol. 3, 17.2.2). False: fault recorded.

@@ -78,11 +78,12 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
     }
   }
   tlb.global[i] = t.global && (same ? tlb.global[i] : true);
-  tlb.used = true;
+  tlb.note_fill(i);
   if (t.large) context_->large_pages = true;
 }
 
 void Mmu::flush_all() {
+  ++generation_;
   for (auto& c : contexts_) {
     if (!c) continue;
     for (TlbTable& t : c->table) {
@@ -93,10 +94,12 @@ void Mmu::flush_all() {
 }
 
 void Mmu::flush_non_global() {
+  ++generation_;
   for (TlbTable& t : context_->table) t.flush_non_global();
 }
 
 void Mmu::flush_all_contexts_non_global() {
+  ++generation_;
   for (auto& c : contexts_) {
     if (!c) continue;
     for (TlbTable& t : c->table) t.flush_non_global();
@@ -104,6 +107,7 @@ void Mmu::flush_all_contexts_non_global() {
 }
 
 void Mmu::flush_page(GuestVirt va) {
+  ++generation_;
   // A page larger than 4 KiB may be cached as many entries; and global entries live in every context.
   for (auto& c : contexts_) {
     if (!c) continue;
@@ -119,6 +123,7 @@ void Mmu::flush_page(GuestVirt va) {
 }
 
 void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
+  ++generation_;
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
     for (TlbTable& t : c->table) {
@@ -132,6 +137,7 @@ void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
 }
 
 void Mmu::flush_pcid(u16 pcid) {
+  ++generation_;
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
     for (TlbTable& t : c->table) t.flush_non_global();
@@ -159,6 +165,7 @@ void Mmu::select_context(u16 pcid) {
     for (TlbTable& t : (*oldest)->table) t.flush_all();
     (*oldest)->large_pages = false;
   }
+  ++generation_;
   (*oldest)->pcid = pcid;
   context_ = oldest->get();
 }

@@ -76,6 +76,9 @@ class Mmu {
   // Loads the four PDPTEs of PAE paging from CR3; false: a reserved bit is set (#GP).
   bool load_pdptes(u64 cr3);
 
+  // Changes whenever a translation may have become another one; what was derived from one is good until then.
+  u64 generation() const { return generation_; }
+
   kvm::CodeWatch& code_watch() { return code_watch_; }
 
   // Reads and writes guest-physical memory as the walker does; false where there is no memory.
@@ -101,6 +104,7 @@ class Mmu {
   std::array<std::unique_ptr<TlbContext>, context_count> contexts_;
   TlbContext* context_;
   u64 use_counter_ = 0;
+  u64 generation_ = 1;
 };
 
 } // namespace ring3::x86

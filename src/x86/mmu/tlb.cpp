@@ -7,9 +7,18 @@ namespace {
 constexpr TlbEntry empty{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, 0};
 } // namespace
 
-void TlbTable::flush_all() {
+TlbTable::TlbTable() {
   entry.fill(empty);
   global.fill(false);
+}
+
+void TlbTable::flush_all() {
+  if (fills <= filled.size()) {
+    for (unsigned i = 0; i < fills; ++i) entry[filled[i]] = empty;
+  } else {
+    entry.fill(empty);
+  }
+  fills = 0;
   used = false;
 }
 

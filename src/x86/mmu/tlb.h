@@ -27,12 +27,20 @@ struct TlbTable {
   std::array<TlbEntry, entries> entry;
   std::array<bool, entries> global; // came from a global page: survives CR3 loads
   bool used = false;                // anything was filled since the last complete flush
+  // Which entries were filled since then, as long as they are few: most tables are flushed nearly empty.
+  std::array<u16, 64> filled;
+  unsigned fills = 0;
 
-  TlbTable() { flush_all(); }
+  TlbTable();
   TlbEntry& at(u64 linear) { return entry[(linear >> page_shift) & (entries - 1)]; }
   const TlbEntry& at(u64 linear) const { return entry[(linear >> page_shift) & (entries - 1)]; }
   static constexpr unsigned index(u64 linear) { return (linear >> page_shift) & (entries - 1); }
 
+  void note_fill(unsigned i) {
+    if (fills < filled.size()) filled[fills] = static_cast<u16>(i);
+    ++fills;
+    used = true;
+  }
   void flush_all();
   void flush_non_global();
   void flush_page(u64 linear);
