@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a VMM asks of KVM, as C++ calls with KVM's own structures (Documentation/virt/kvm/api.rst). The ioctl codec of
-// the shim and the built-in VMM are both written against this header and against nothing else of the hypervisor.
+// What a VMM asks of KVM, as C++ calls with KVM's own structures (Documentation/virt/kvm/api.rst). The ioctl
+// codec of the shim and the built-in VMM are both written against this header and against nothing else of the
+// hypervisor.
 //
-// Every int result is 0 (or a count where said) on success and -errno on failure, with KVM's errno for the same mistake.
-// Threads: VmApi calls may come from any thread. VcpuApi calls come from the thread that runs the vCPU, except kick().
+// Every int result is 0 (or a count where said) on success and -errno on failure, with KVM's errno for the
+// same mistake. Threads: VmApi calls may come from any thread. VcpuApi calls come from the thread that runs
+// the vCPU, except kick().
 #pragma once
 
 #include "base/types.h"
@@ -18,8 +20,8 @@ class VcpuApi {
  public:
   virtual ~VcpuApi() = default;
 
-  // KVM_RUN (api.rst 4.10): runs until an exit is for user space. 0: see run_page().exit_reason. -EINTR: kicked or
-  // run_page().immediate_exit. Completes the PIO or MMIO that the last exit left open.
+  // KVM_RUN (api.rst 4.10): runs until an exit is for user space. 0: see run_page().exit_reason. -EINTR:
+  // kicked or run_page().immediate_exit. Completes the PIO or MMIO that the last exit left open.
   virtual int run() = 0;
   virtual kvm_run& run_page() = 0;
   // The data of a KVM_EXIT_IO lies at (char*)&run_page() + io.data_offset, as in KVM.
@@ -56,8 +58,8 @@ class VmApi {
   // KVM_IRQ_LINE for a GSI of the default routing (0-15: PIC and I/O APIC; 16-23: I/O APIC).
   virtual int irq_line(u32 gsi, bool level) = 0;
   virtual int signal_msi(const kvm_msi& msi) = 0;
-  // KVM_CREATE_VCPU. The VM keeps ownership; the pointer lives as long as the VM. vCPU 0 starts runnable at the reset
-  // vector, the others wait for INIT and SIPI.
+  // KVM_CREATE_VCPU. The VM keeps ownership; the pointer lives as long as the VM. vCPU 0 starts runnable at
+  // the reset vector, the others wait for INIT and SIPI.
   virtual int create_vcpu(u32 id, VcpuApi*& out) = 0;
   virtual int get_dirty_log(u32 slot, std::span<u64> bitmap) = 0;
 };

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which guest pages hold instructions that some vCPU has decoded, so that stores to them are noticed.
 //
-// A page's `lines` mask has a bit for each 128 bytes that were decoded; `version` changes whenever one of those lines
-// is written. A decoded block remembers the version it was made under and is stale when the two differ.
+// A page's `lines` mask has a bit for each 128 bytes that were decoded; `version` changes whenever one of
+// those lines is written. A decoded block remembers the version it was made under and is stale when the two
+// differ.
 #pragma once
 
 #include "base/address.h"
@@ -32,8 +33,8 @@ class CodeWatch {
   CodeWatch(const CodeWatch&) = delete;
   CodeWatch& operator=(const CodeWatch&) = delete;
 
-  // The page's record, made on first use; null above max_gpa, where nothing may be cached. Any thread. The pointer is
-  // valid as long as the CodeWatch.
+  // The page's record, made on first use; null above max_gpa, where nothing may be cached. Any thread. The
+  // pointer is valid as long as the CodeWatch.
   CodePage* page(GuestPhys a);
 
   // The page's record if there is one. Any thread, no lock.
@@ -46,7 +47,8 @@ class CodeWatch {
     return c == nullptr ? nullptr : &(*c)[frame % pages_per_chunk];
   }
 
-  // Somebody wrote [a, a + size), which lies in one page: makes blocks decoded from those lines stale. Any thread.
+  // Somebody wrote [a, a + size), which lies in one page: makes blocks decoded from those lines stale. Any
+  // thread.
   void written(GuestPhys a, u64 size) {
     CodePage* p = find(a);
     if (p == nullptr) return;

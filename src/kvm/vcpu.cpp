@@ -48,7 +48,8 @@ void Vcpu::sleep() {
 }
 
 void Vcpu::wait_for_slots(u64 generation) {
-  while (in_guest_.load(std::memory_order_seq_cst) && slots_seen_.load(std::memory_order_seq_cst) < generation) {
+  while (in_guest_.load(std::memory_order_seq_cst) &&
+         slots_seen_.load(std::memory_order_seq_cst) < generation) {
     sched_yield();
   }
 }

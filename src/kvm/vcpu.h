@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One virtual CPU as every architecture has it: the shared kvm_run page, requests from other threads, the run loop, and
-// where its time went.
+// One virtual CPU as every architecture has it: the shared kvm_run page, requests from other threads, the run
+// loop, and where its time went.
 #pragma once
 
 #include "base/types.h"
@@ -16,10 +16,10 @@ namespace ring3::kvm {
 
 // Bits of the exit word: the one thing that guest execution polls. Bits 0-7 belong to the architecture.
 namespace request {
-constexpr u32 event = 1u << 8;   // an interrupt, NMI, INIT or SIPI may be pending
-constexpr u32 slots = 1u << 9;   // the memory slots changed
+constexpr u32 event = 1u << 8;    // an interrupt, NMI, INIT or SIPI may be pending
+constexpr u32 slots = 1u << 9;    // the memory slots changed
 constexpr u32 protect = 1u << 10; // some page became code: forget write permissions
-constexpr u32 kick = 1u << 31;   // return to user space with -EINTR
+constexpr u32 kick = 1u << 31;    // return to user space with -EINTR
 } // namespace request
 
 struct VcpuStats {

@@ -49,9 +49,9 @@ Segment from_kvm(const kvm_segment& k) {
 
 int Vcpu::get_regs(kvm_regs& out) {
   const CpuState& s = cpu_.state;
-  out = {s.regs[rax], s.regs[rbx], s.regs[rcx], s.regs[rdx], s.regs[rsi], s.regs[rdi], s.regs[rsp], s.regs[rbp],
-         s.regs[r8],  s.regs[r9],  s.regs[r10], s.regs[r11], s.regs[r12], s.regs[r13], s.regs[r14], s.regs[r15],
-         s.rip(),     s.rflags()};
+  out = {s.regs[rax], s.regs[rbx], s.regs[rcx], s.regs[rdx], s.regs[rsi], s.regs[rdi],
+         s.regs[rsp], s.regs[rbp], s.regs[r8],  s.regs[r9],  s.regs[r10], s.regs[r11],
+         s.regs[r12], s.regs[r13], s.regs[r14], s.regs[r15], s.rip(),     s.rflags()};
   return 0;
 }
 
@@ -144,7 +144,9 @@ int Vcpu::set_sregs(const kvm_sregs& in) {
   if ((s.cr0 & cr0::pg) != 0 && (s.cr4 & cr4::pae) != 0 && !s.long_mode()) cpu_.mmu.load_pdptes(s.cr3);
   for (unsigned i = 0; i < 4; ++i) {
     if (in.interrupt_bitmap[i] == 0) continue;
-    if (lapic_ == nullptr) user_interrupt_ = static_cast<u8>(i * 64 + static_cast<unsigned>(__builtin_ctzll(in.interrupt_bitmap[i])));
+    if (lapic_ == nullptr)
+      user_interrupt_ =
+          static_cast<u8>(i * 64 + static_cast<unsigned>(__builtin_ctzll(in.interrupt_bitmap[i])));
     break;
   }
   cpu_.mode_changed();

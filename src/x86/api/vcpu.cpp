@@ -31,7 +31,8 @@ class Vcpu::Arch final : public kvm::ArchVcpu {
 };
 
 Vcpu::Vcpu(Vm& vm, u32 id)
-    : vm_(vm), vcpu_(id, vm.clock(), vm.slots()), cpu_(vm.slots(), vm.code_watch(), *this, vcpu_.exit_word()) {
+    : vm_(vm), vcpu_(id, vm.clock(), vm.slots()),
+      cpu_(vm.slots(), vm.code_watch(), *this, vcpu_.exit_word()) {
   vcpu_.attach(std::make_unique<Arch>(*this));
   if (vm.irqchip() != nullptr) {
     lapic_ = std::make_unique<Lapic>(id, id == 0, *vm.irqchip(), vm.clock(), timers_, *this, *this);
@@ -71,7 +72,8 @@ bool Vcpu::claims_page(GuestPhys page) const { return lapic_ != nullptr && lapic
 u64 Vcpu::tsc() const { return vm_.clock().now_ns(); }
 u64 Vcpu::tsc_khz() const { return Vm::tsc_khz; }
 u64 Vcpu::clock_ns_at(u64 tsc) const {
-  // The guest's TSC is the Clock plus an offset, both in nanoseconds; a deadline before time began is due at once.
+  // The guest's TSC is the Clock plus an offset, both in nanoseconds; a deadline before time began is due at
+  // once.
   const u64 ns = tsc - cpu_.state.tsc_offset;
   return static_cast<s64>(ns) < 0 ? 0 : ns;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An x86 vCPU: the CPU, its local APIC and timers, what other threads post to it, and KVM's view of its state.
+// An x86 vCPU: the CPU, its local APIC and timers, what other threads post to it, and KVM's view of its
+// state.
 #pragma once
 
 #include "kvm/api.h"
@@ -91,7 +92,7 @@ class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, publ
   std::unique_ptr<Lapic> lapic_; // null without the in-kernel irqchip
   Cpu cpu_;
   unsigned pauses_ = 0;
-  bool external_open_ = false; // the last exit waits for its answer
+  bool external_open_ = false;       // the last exit waits for its answer
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
 
   // Posted by any thread, taken by ours.

@@ -10,19 +10,33 @@ bool gp(Cpu& cpu) {
   return false;
 }
 
-u16 pcid_of(const CpuState& s) { return (s.cr4 & cr4::pcide) != 0 ? static_cast<u16>(s.cr3 & 0xfff) : u16{0}; }
+u16 pcid_of(const CpuState& s) {
+  return (s.cr4 & cr4::pcide) != 0 ? static_cast<u16>(s.cr3 & 0xfff) : u16{0};
+}
 
 struct Cr4Feature {
   u64 bit;
   Feature feature;
 };
 constexpr Cr4Feature cr4_features[] = {
-    {cr4::vme | cr4::pvi, feature::vme},   {cr4::tsd, feature::tsc},         {cr4::de, feature::de},
-    {cr4::pse, feature::pse},              {cr4::pae, feature::pae},         {cr4::mce, feature::mce},
-    {cr4::pge, feature::pge},              {cr4::pce, feature::always},      {cr4::osfxsr, feature::fxsr},
-    {cr4::osxmmexcpt, feature::sse},       {cr4::umip, feature::umip},       {cr4::la57, feature::la57},
-    {cr4::fsgsbase, feature::fsgsbase},    {cr4::pcide, feature::pcid},      {cr4::osxsave, feature::xsave},
-    {cr4::smep, feature::smep},            {cr4::smap, feature::smap},       {cr4::pke, feature::pku},
+    {cr4::vme | cr4::pvi, feature::vme},
+    {cr4::tsd, feature::tsc},
+    {cr4::de, feature::de},
+    {cr4::pse, feature::pse},
+    {cr4::pae, feature::pae},
+    {cr4::mce, feature::mce},
+    {cr4::pge, feature::pge},
+    {cr4::pce, feature::always},
+    {cr4::osfxsr, feature::fxsr},
+    {cr4::osxmmexcpt, feature::sse},
+    {cr4::umip, feature::umip},
+    {cr4::la57, feature::la57},
+    {cr4::fsgsbase, feature::fsgsbase},
+    {cr4::pcide, feature::pcid},
+    {cr4::osxsave, feature::xsave},
+    {cr4::smep, feature::smep},
+    {cr4::smap, feature::smap},
+    {cr4::pke, feature::pku},
     {cr4::pks, feature::pks},
 };
 
@@ -66,7 +80,8 @@ bool write_cr0(Cpu& cpu, u64 value) {
   }
   // PAE paging reads its four pointers when paging or caching control changes (SDM vol. 3, 4.4.1).
   const bool pae_paging = pg && (s.cr4 & cr4::pae) != 0 && !activate && ((s.efer & efer::lma) == 0 || !pg);
-  if (pae_paging && (changed & (cr0::cd | cr0::nw | cr0::pg)) != 0 && !cpu.mmu.load_pdptes(s.cr3)) return gp(cpu);
+  if (pae_paging && (changed & (cr0::cd | cr0::nw | cr0::pg)) != 0 && !cpu.mmu.load_pdptes(s.cr3))
+    return gp(cpu);
   if (activate) s.efer |= efer::lma;
   if (!pg) s.efer &= ~efer::lma;
   s.cr0 = value;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writing control and debug registers with the architecture's checks (SDM vol. 3, 2.5, 4.1, 17.2). False: #GP recorded
-// (or whatever the comment says), nothing changed. Used by MOV, LMSW, RSM and the KVM state calls.
+// Writing control and debug registers with the architecture's checks (SDM vol. 3, 2.5, 4.1, 17.2). False: #GP
+// recorded (or whatever the comment says), nothing changed. Used by MOV, LMSW, RSM and the KVM state calls.
 #pragma once
 
 #include "x86/cpu/cpu.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One x86 processor: its state, its memory accesses, its faults, and what instructions need of the world around it.
-// Everything here runs on the vCPU's own thread.
+// One x86 processor: its state, its memory accesses, its faults, and what instructions need of the world
+// around it. Everything here runs on the vCPU's own thread.
 #pragma once
 
 #include "base/address.h"
@@ -24,8 +24,8 @@ namespace ring3::x86 {
 
 class BlockCache;
 
-// What a CPU reaches outside itself, within the hypervisor: interrupt controllers and the clock. Whatever is not claimed
-// here goes to user space as an exit.
+// What a CPU reaches outside itself, within the hypervisor: interrupt controllers and the clock. Whatever is
+// not claimed here goes to user space as an exit.
 class Platform {
  public:
   virtual ~Platform() = default;
@@ -67,9 +67,9 @@ enum class CpuExit : u8 {
   internal_error, // Cpu::internal_error says what
 };
 
-// An access that user space has to perform, and the answers it has given so far to the instruction under way. The
-// instruction is executed again from its start once the answer is there; accesses it has already made are replayed, so
-// nothing is done twice and no handler knows the difference.
+// An access that user space has to perform, and the answers it has given so far to the instruction under way.
+// The instruction is executed again from its start once the answer is there; accesses it has already made are
+// replayed, so nothing is done twice and no handler knows the difference.
 struct ExternalAccess {
   bool io = false;
   bool write = false;
@@ -80,7 +80,8 @@ struct ExternalAccess {
 
 class Cpu {
  public:
-  Cpu(const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch, Platform& platform, std::atomic<u32>& exit_word);
+  Cpu(const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch, Platform& platform,
+      std::atomic<u32>& exit_word);
   ~Cpu();
   Cpu(const Cpu&) = delete;
   Cpu& operator=(const Cpu&) = delete;
@@ -97,7 +98,8 @@ class Cpu {
   // Executes until something ends it.
   CpuExit run();
 
-  // Delivers an external interrupt, NMI or re-injected event now. False: it ended in a triple fault or needs user space.
+  // Delivers an external interrupt, NMI or re-injected event now. False: it ended in a triple fault or needs
+  // user space.
   bool deliver_interrupt(u8 vector) { return deliver_event(EventType::external, vector, std::nullopt); }
   bool deliver_nmi();
   bool deliver_event(EventType type, u8 vector, std::optional<u32> error);
@@ -143,7 +145,9 @@ class Cpu {
   bool port_write(u16 port, u8 size, u32 value);
 
   // --- registers by Insn's byte offsets ---
-  template <class T> T reg(u8 offset) const { return load_raw<T>(reinterpret_cast<const u8*>(state.regs) + offset); }
+  template <class T> T reg(u8 offset) const {
+    return load_raw<T>(reinterpret_cast<const u8*>(state.regs) + offset);
+  }
   // 32-bit writes clear the upper half, 8- and 16-bit ones keep the rest.
   template <class T> void set_reg(u8 offset, T v) {
     u8* p = reinterpret_cast<u8*>(state.regs) + offset;
@@ -159,7 +163,9 @@ class Cpu {
     const u64 a = state.regs[in.base] + (state.regs[in.index] << in.scale) + static_cast<u64>(s64{in.disp});
     return a & address_mask(in.addrsize);
   }
-  static u64 address_mask(u8 addrsize) { return addrsize == 8 ? ~u64{0} : addrsize == 4 ? 0xffffffff : 0xffff; }
+  static u64 address_mask(u8 addrsize) {
+    return addrsize == 8 ? ~u64{0} : addrsize == 4 ? 0xffffffff : 0xffff;
+  }
 
   // Segment-relative to linear, with the checks of SDM vol. 3, 5.3 and 5.4; false: #GP or #SS recorded.
   bool linear(Seg s, u64 offset, u64 size, bool write, GuestVirt& out) {
@@ -205,13 +211,15 @@ class Cpu {
   template <class T> bool write_operand(const Insn& in, T v) {
     return write<T>(static_cast<Seg>(in.seg), effective_address(in), v);
   }
-  // Any size up to 4096, with the same checks; a store either happens wholly or faults before any byte is written.
+  // Any size up to 4096, with the same checks; a store either happens wholly or faults before any byte is
+  // written.
   bool read_bytes(Seg s, u64 offset, void* out, u64 size);
   bool write_bytes(Seg s, u64 offset, const void* in, u64 size);
   // Would a store of this size fault or leave for user space? Checks without storing; sets A and D bits.
   bool probe_write(Seg s, u64 offset, u64 size);
-  // Host pointer for a read-modify-write of [a, a + size) when that is plain memory in one page. Null: either a fault is
-  // pending, or the access must be a load and a store (MMIO, page split). Call update_done() after the store.
+  // Host pointer for a read-modify-write of [a, a + size) when that is plain memory in one page. Null: either
+  // a fault is pending, or the access must be a load and a store (MMIO, page split). Call update_done() after
+  // the store.
   std::byte* host_for_update(GuestVirt a, u64 size, Seg s) {
     const TlbEntry& e = tlb_->at(a.value);
     if (e.write_tag == a.page().value && a.page_offset() + size <= page_size) [[likely]] {
@@ -219,14 +227,16 @@ class Cpu {
     }
     return host_for_update_slow(a, size, s);
   }
-  // Host pointer for a load of [a, a + size) if the TLB allows it at once and it stays in one page, else null.
+  // Host pointer for a load of [a, a + size) if the TLB allows it at once and it stays in one page, else
+  // null.
   const std::byte* host_for_read(GuestVirt a, u64 size) const {
     const TlbEntry& e = tlb_->at(a.value);
     if (e.read_tag != a.page().value || a.page_offset() + size > page_size) return nullptr;
     return reinterpret_cast<const std::byte*>(a.value + e.addend);
   }
   void update_done() {
-    if (code_update_size_ != 0) [[unlikely]] finish_code_update();
+    if (code_update_size_ != 0) [[unlikely]]
+      finish_code_update();
   }
   // The segment check of linear() without a fault: false when it would raise one.
   bool probe_fast(Seg s, u64 offset, u64 size, bool write, GuestVirt& out) const {
@@ -248,12 +258,17 @@ class Cpu {
   void forget_replay() { replay_count_ = replay_next_ = 0; }
 
   // Descriptor tables, TSS, and other accesses that the processor makes as supervisor whatever the CPL.
-  template <class T> bool load_system(GuestVirt a, T& out) { return load_slow(a, &out, sizeof(T), Seg::tr, true); }
-  template <class T> bool store_system(GuestVirt a, T v) { return store_slow(a, &v, sizeof(T), Seg::tr, true); }
+  template <class T> bool load_system(GuestVirt a, T& out) {
+    return load_slow(a, &out, sizeof(T), Seg::tr, true);
+  }
+  template <class T> bool store_system(GuestVirt a, T v) {
+    return store_slow(a, &v, sizeof(T), Seg::tr, true);
+  }
   // A stack store by the ring in state.cpl, which need not be the one the fast path is set up for.
   template <class T> bool store_as_ring(GuestVirt a, T v) {
     const TlbEntry& e = mmu.table(tlb_mode(false)).at(a.value);
-    if (e.write_tag == a.page().value && a.page_offset() <= page_size - sizeof(T) && !watchpoints_) [[likely]] {
+    if (e.write_tag == a.page().value && a.page_offset() <= page_size - sizeof(T) && !watchpoints_)
+        [[likely]] {
       guest_store<T>(reinterpret_cast<std::byte*>(a.value + e.addend), v);
       return true;
     }
@@ -265,7 +280,8 @@ class Cpu {
   u64 stack_mask() const { return stack_mask_; }
   u64 sp() const { return state.regs[rsp] & stack_mask_; }
   void set_sp(u64 v) {
-    state.regs[rsp] = stack_mask_ == 0xffff ? (state.regs[rsp] & ~u64{0xffff}) | (v & 0xffff) : v & stack_mask_;
+    state.regs[rsp] =
+        stack_mask_ == 0xffff ? (state.regs[rsp] & ~u64{0xffff}) | (v & 0xffff) : v & stack_mask_;
   }
   template <class T> bool push(T v) {
     const u64 at = (sp() - sizeof(T)) & stack_mask_;
@@ -280,7 +296,8 @@ class Cpu {
   }
 
   // --- modes ---
-  // Recomputes everything derived from CS, SS, CR0, CR4, EFER, RFLAGS and CPL. Call after changing any of them.
+  // Recomputes everything derived from CS, SS, CR0, CR4, EFER, RFLAGS and CPL. Call after changing any of
+  // them.
   void mode_changed();
   // Only AC, TF, RF or CPL-independent flag bits changed.
   void flags_changed();
@@ -311,8 +328,9 @@ class Cpu {
   BlockCache& blocks() { return *blocks_; }
   // Bytes at CS:rip for the decoder: one page's worth; false: fault recorded.
   bool fetch_page(GuestVirt a, Translation& t, Backing& b);
-  // Decoded blocks compare themselves with memory before they run again, since the VMM may have written there. Done on
-  // every KVM_RUN, on interrupts, and by CPUID, SERIALIZE and WBINVD; stores by vCPUs need none of it (kvm/code_watch).
+  // Decoded blocks compare themselves with memory before they run again, since the VMM may have written
+  // there. Done on every KVM_RUN, on interrupts, and by CPUID, SERIALIZE and WBINVD; stores by vCPUs need
+  // none of it (kvm/code_watch).
   void synchronize_code() { ++code_epoch; }
   u64 code_epoch = 1;
 
@@ -365,8 +383,8 @@ class Cpu {
   TlbMode tlb_mode(bool system) const;
   GuestVirt next_page(GuestVirt a, bool system) const;
 
-  TlbTable* tlb_ = nullptr;      // what the fast paths probe
-  TlbTable* code_tlb_ = nullptr; // the tables of the current mode, watchpoints or not
+  TlbTable* tlb_ = nullptr;         // what the fast paths probe
+  TlbTable* code_tlb_ = nullptr;    // the tables of the current mode, watchpoints or not
   std::unique_ptr<TlbTable> never_; // always misses: alignment checks or data breakpoints are on
   bool code64_ = false;
   bool careful_ = false;

@@ -51,8 +51,9 @@ bool CpuidTable::has(Feature f) const {
 CpuidResult CpuidTable::query(u32 leaf, u32 subleaf, const CpuState& state) const {
   const kvm_cpuid_entry2* e = find(leaf, subleaf);
   if (e == nullptr) {
-    // Beyond the last leaf of its range, Intel repeats the last basic leaf and AMD gives zeros; a known leaf with an
-    // unknown subleaf gives zeros, but the topology leaves keep ECX and the x2APIC ID (SDM vol. 2, CPUID).
+    // Beyond the last leaf of its range, Intel repeats the last basic leaf and AMD gives zeros; a known leaf
+    // with an unknown subleaf gives zeros, but the topology leaves keep ECX and the x2APIC ID (SDM vol. 2,
+    // CPUID).
     const kvm_cpuid_entry2* range = find(leaf & 0x80000000, 0);
     const bool beyond = range != nullptr && leaf > range->eax;
     if (beyond && !amd_) {

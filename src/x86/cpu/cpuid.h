@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The guest's CPUID table as KVM_SET_CPUID2 gave it, with the parts that the CPU itself computes (SDM vol. 2, CPUID).
+// The guest's CPUID table as KVM_SET_CPUID2 gave it, with the parts that the CPU itself computes (SDM vol. 2,
+// CPUID).
 #pragma once
 
 #include "x86/cpu/features.h"

@@ -136,14 +136,25 @@ std::span<const NamedFeature> named_features() { return table; }
 
 const NamedFeature* find_feature(std::string_view name) {
   // The spellings of /proc/cpuinfo and of QEMU for those whose names have a dot or an underscore.
-  constexpr std::pair<std::string_view, std::string_view> aliases[] = {
-      {"sse4_1", "sse41"}, {"sse4.1", "sse41"}, {"sse4_2", "sse42"}, {"sse4.2", "sse42"}, {"pni", "sse3"},
-      {"lzcnt", "abm"}, {"3dnowprefetch", "prefetchw"}, {"sha-ni", "sha"}, {"sha_ni", "sha"}, {"tsc-deadline", "tsc_deadline"},
-      {"tsc_deadline_timer", "tsc_deadline"}, {"clflush", "clfsh"}, {"tsc-adjust", "tsc_adjust"}, {"spec-ctrl", "spec_ctrl"}};
+  constexpr std::pair<std::string_view, std::string_view> aliases[] = {{"sse4_1", "sse41"},
+                                                                       {"sse4.1", "sse41"},
+                                                                       {"sse4_2", "sse42"},
+                                                                       {"sse4.2", "sse42"},
+                                                                       {"pni", "sse3"},
+                                                                       {"lzcnt", "abm"},
+                                                                       {"3dnowprefetch", "prefetchw"},
+                                                                       {"sha-ni", "sha"},
+                                                                       {"sha_ni", "sha"},
+                                                                       {"tsc-deadline", "tsc_deadline"},
+                                                                       {"tsc_deadline_timer", "tsc_deadline"},
+                                                                       {"clflush", "clfsh"},
+                                                                       {"tsc-adjust", "tsc_adjust"},
+                                                                       {"spec-ctrl", "spec_ctrl"}};
   for (const auto& [alias, real] : aliases) {
     if (alias == name) name = real;
   }
-  const auto* f = std::find_if(std::begin(table), std::end(table), [&](const NamedFeature& x) { return x.name == name; });
+  const auto* f =
+      std::find_if(std::begin(table), std::end(table), [&](const NamedFeature& x) { return x.name == name; });
   return f == std::end(table) ? nullptr : f;
 }
 

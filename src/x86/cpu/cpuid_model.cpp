@@ -22,42 +22,80 @@ struct Model {
   u8 model;
   u8 stepping;
   u8 physical_bits;
-  std::string_view brand;             // 48 bytes at the most
-  std::string_view features;          // space-separated names; "*": all that can be offered
+  std::string_view brand;    // 48 bytes at the most
+  std::string_view features; // space-separated names; "*": all that can be offered
 };
 
 constexpr std::string_view base_features =
-    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 cx16 "
+    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 "
+    "cx16 "
     "syscall nx lm lahf_lm x2apic hypervisor tsc_deadline arat tsc_adjust";
 
 constexpr std::string_view skylake_server_features =
-    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 pclmulqdq "
-    "ssse3 fma cx16 pcid sse41 sse42 x2apic movbe popcnt tsc_deadline aes xsave avx f16c rdrand hypervisor arat "
-    "fsgsbase tsc_adjust bmi1 avx2 smep bmi2 erms invpcid avx512f avx512dq rdseed adx smap clwb avx512cd avx512bw "
-    "avx512vl clflushopt pku xsaveopt xsavec xgetbv1 xsaves lahf_lm abm prefetchw syscall nx pdpe1gb rdtscp lm "
+    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 "
+    "pclmulqdq "
+    "ssse3 fma cx16 pcid sse41 sse42 x2apic movbe popcnt tsc_deadline aes xsave avx f16c rdrand hypervisor "
+    "arat "
+    "fsgsbase tsc_adjust bmi1 avx2 smep bmi2 erms invpcid avx512f avx512dq rdseed adx smap clwb avx512cd "
+    "avx512bw "
+    "avx512vl clflushopt pku xsaveopt xsavec xgetbv1 xsaves lahf_lm abm prefetchw syscall nx pdpe1gb rdtscp "
+    "lm "
     "spec_ctrl arch_capabilities";
 
 constexpr std::string_view epyc_features =
-    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 pclmulqdq "
-    "ssse3 fma cx16 sse41 sse42 x2apic movbe popcnt tsc_deadline aes xsave avx f16c rdrand hypervisor arat fsgsbase "
+    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 "
+    "pclmulqdq "
+    "ssse3 fma cx16 sse41 sse42 x2apic movbe popcnt tsc_deadline aes xsave avx f16c rdrand hypervisor arat "
+    "fsgsbase "
     "tsc_adjust bmi1 avx2 smep bmi2 rdseed adx smap clflushopt sha xsaveopt xsavec xgetbv1 lahf_lm abm sse4a "
     "misalignsse prefetchw syscall nx mmxext ffxsr pdpe1gb rdtscp lm";
 
 constexpr Model models[] = {
     {{"max", "GenuineIntel", "everything that ring3 implements and this host can run"},
-     VendorId::intel, 6, 0x6a, 6, 46, "ring3 software CPU", "*"},
+     VendorId::intel,
+     6,
+     0x6a,
+     6,
+     46,
+     "ring3 software CPU",
+     "*"},
     {{"max-amd", "AuthenticAMD", "the same with AMD's identity and rules"},
-     VendorId::amd, 0x19, 0x11, 1, 48, "ring3 software CPU", "*"},
+     VendorId::amd,
+     0x19,
+     0x11,
+     1,
+     48,
+     "ring3 software CPU",
+     "*"},
     {{"base", "GenuineIntel", "the x86-64 baseline: no AVX, no XSAVE"},
-     VendorId::intel, 6, 0x0f, 11, 40, "ring3 software CPU (x86-64 baseline)", base_features},
+     VendorId::intel,
+     6,
+     0x0f,
+     11,
+     40,
+     "ring3 software CPU (x86-64 baseline)",
+     base_features},
     {{"skylake-server", "GenuineIntel", "Intel Xeon Scalable, first generation"},
-     VendorId::intel, 6, 0x55, 4, 46, "Intel Xeon Processor (Skylake)", skylake_server_features},
+     VendorId::intel,
+     6,
+     0x55,
+     4,
+     46,
+     "Intel Xeon Processor (Skylake)",
+     skylake_server_features},
     {{"epyc", "AuthenticAMD", "AMD EPYC, first generation"},
-     VendorId::amd, 0x17, 1, 2, 48, "AMD EPYC Processor", epyc_features},
+     VendorId::amd,
+     0x17,
+     1,
+     2,
+     48,
+     "AMD EPYC Processor",
+     epyc_features},
 };
 
 const Model* find_model(std::string_view name) {
-  const auto* m = std::find_if(std::begin(models), std::end(models), [&](const Model& x) { return x.info.name == name; });
+  const auto* m =
+      std::find_if(std::begin(models), std::end(models), [&](const Model& x) { return x.info.name == name; });
   return m == std::end(models) ? nullptr : m;
 }
 
@@ -106,12 +144,18 @@ class Table {
   }
   void set(Feature f) {
     kvm_cpuid_entry2& e = leaf(f.leaf, f.subleaf, f.leaf == 7 || f.leaf == 0xd);
-    u32& r = f.reg == CpuidReg::eax ? e.eax : f.reg == CpuidReg::ebx ? e.ebx : f.reg == CpuidReg::ecx ? e.ecx : e.edx;
+    u32& r = f.reg == CpuidReg::eax   ? e.eax
+             : f.reg == CpuidReg::ebx ? e.ebx
+             : f.reg == CpuidReg::ecx ? e.ecx
+                                      : e.edx;
     r |= 1u << f.bit;
   }
   bool has(Feature f) {
     kvm_cpuid_entry2& e = leaf(f.leaf, f.subleaf, f.leaf == 7 || f.leaf == 0xd);
-    const u32 r = f.reg == CpuidReg::eax ? e.eax : f.reg == CpuidReg::ebx ? e.ebx : f.reg == CpuidReg::ecx ? e.ecx : e.edx;
+    const u32 r = f.reg == CpuidReg::eax   ? e.eax
+                  : f.reg == CpuidReg::ebx ? e.ebx
+                  : f.reg == CpuidReg::ecx ? e.ecx
+                                           : e.edx;
     return (r >> f.bit & 1) != 0;
   }
   std::vector<kvm_cpuid_entry2> take() { return std::move(entries_); }
@@ -152,11 +196,13 @@ void add_topology(Table& t, const Model& m, u32 index, u32 count) {
       u32 type, level, ways, sets;
       bool shared;
     };
-    constexpr Cache caches[] = {{1, 1, 8, 64, false}, {2, 1, 8, 64, false}, {3, 2, 16, 1024, false}, {3, 3, 16, 16384, true}};
+    constexpr Cache caches[] = {
+        {1, 1, 8, 64, false}, {2, 1, 8, 64, false}, {3, 2, 16, 1024, false}, {3, 3, 16, 16384, true}};
     u32 i = 0;
     for (const Cache& c : caches) {
       kvm_cpuid_entry2& e = t.leaf(4, i++, true);
-      e.eax = c.type | c.level << 5 | 1u << 8 | (c.shared ? (1u << core_bits) - 1 : 0) << 14 | ((1u << core_bits) - 1) << 26;
+      e.eax = c.type | c.level << 5 | 1u << 8 | (c.shared ? (1u << core_bits) - 1 : 0) << 14 |
+              ((1u << core_bits) - 1) << 26;
       e.ebx = 63 | (c.ways - 1) << 22;
       e.ecx = c.sets - 1;
     }
@@ -191,8 +237,8 @@ void add_time(Table& t, const Model& m) {
     mhz.ecx = 100;
   }
   t.leaf(0x80000007).edx |= 1u << 8; // invariant TSC
-  // The generic hypervisor leaves: the TSC and bus frequency in kHz, which Linux takes on any vendor's CPU when the
-  // signature is one it knows; ours is its own, so this is for whoever asks.
+  // The generic hypervisor leaves: the TSC and bus frequency in kHz, which Linux takes on any vendor's CPU
+  // when the signature is one it knows; ours is its own, so this is for whoever asks.
   kvm_cpuid_entry2& hv = t.leaf(0x40000000);
   hv.eax = 0x40000010;
   std::memcpy(&hv.ebx, "ring", 4);
@@ -255,7 +301,8 @@ Result<CpuModelSelection> select_cpu_model(std::string_view spec) {
     std::erase(s.features, canonical);
     if (item[0] == '+') {
       if (!feature_available(*f)) {
-        return fail(fmt::format("this host cannot run '{}'", f->name), "leave it out: it runs on the host's own units", 2);
+        return fail(fmt::format("this host cannot run '{}'", f->name),
+                    "leave it out: it runs on the host's own units", 2);
       }
       s.features.push_back(canonical);
     }

@@ -18,11 +18,13 @@ struct CpuModelSelection {
   std::vector<std::string> features; // after the adjustments
 };
 
-// Parses "MODEL[,+feature,-feature...]". Unknown models and features, and features that are not built, are errors.
+// Parses "MODEL[,+feature,-feature...]". Unknown models and features, and features that are not built, are
+// errors.
 Result<CpuModelSelection> select_cpu_model(std::string_view spec);
 
 // The CPUID entries that one vCPU of `vcpu_count` gets.
-std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 vcpu_index, u32 vcpu_count);
+std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 vcpu_index,
+                                            u32 vcpu_count);
 
 struct ModelInfo {
   std::string_view name, vendor, description;

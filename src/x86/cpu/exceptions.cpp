@@ -6,7 +6,8 @@ namespace ring3::x86 {
 
 namespace {
 
-// Writes a frame below `sp` as the ring that will own it, checking everything before RSP or anything else changes.
+// Writes a frame below `sp` as the ring that will own it, checking everything before RSP or anything else
+// changes.
 class FrameWriter {
  public:
   FrameWriter(Cpu& cpu, u64 base, u64 sp, u64 mask, u8 ring, u32 stack_error, bool wide64)
@@ -165,8 +166,8 @@ bool deliver_long(Cpu& cpu, u8 vector, EventType type, std::optional<u32> error)
   }
   FrameWriter frame(cpu, 0, sp & ~u64{15}, ~u64{0}, ring, ext, true);
   if (!frame.push<u64>(s.segment(Seg::ss).selector) || !frame.push<u64>(s.regs[rsp]) ||
-      !frame.push<u64>(s.rflags()) || !frame.push<u64>(s.segment(Seg::cs).selector) || !frame.push<u64>(s.rip()) ||
-      (error && !frame.push<u64>(*error))) {
+      !frame.push<u64>(s.rflags()) || !frame.push<u64>(s.segment(Seg::cs).selector) ||
+      !frame.push<u64>(s.rip()) || (error && !frame.push<u64>(*error))) {
     return false;
   }
   if (!mark_accessed(cpu, code)) return false;
@@ -186,8 +187,8 @@ bool deliver_long(Cpu& cpu, u8 vector, EventType type, std::optional<u32> error)
   return true;
 }
 
-template <class T> bool deliver_protected_frame(Cpu& cpu, const Descriptor& gate, const Descriptor& code_in, u8 ring,
-                                                u32 ext, std::optional<u32> error) {
+template <class T> bool deliver_protected_frame(Cpu& cpu, const Descriptor& gate, const Descriptor& code_in,
+                                                u8 ring, u32 ext, std::optional<u32> error) {
   CpuState& s = cpu.state;
   Descriptor code = code_in;
   const bool from_v86 = s.v8086();
@@ -219,8 +220,8 @@ template <class T> bool deliver_protected_frame(Cpu& cpu, const Descriptor& gate
       return false;
     }
     const Segment stack_segment = stack.segment(new_ss);
-    FrameWriter frame(cpu, stack_segment.base, new_sp, stack_segment.db ? low_mask(32) : low_mask(16), ring, ss_error,
-                      false);
+    FrameWriter frame(cpu, stack_segment.base, new_sp, stack_segment.db ? low_mask(32) : low_mask(16), ring,
+                      ss_error, false);
     if (!frame.fits(stack_segment, frame_words * sizeof(T))) return false;
     if (from_v86) {
       for (const Seg seg : {Seg::gs, Seg::fs, Seg::ds, Seg::es}) {
@@ -274,7 +275,8 @@ bool deliver_protected(Cpu& cpu, u8 vector, EventType type, std::optional<u32> e
     return false;
   }
   Descriptor gate;
-  if (!cpu.load_system<u64>(GuestVirt{(s.idtr.base + u64{vector} * 8) & low_mask(32)}, gate.raw)) return false;
+  if (!cpu.load_system<u64>(GuestVirt{(s.idtr.base + u64{vector} * 8) & low_mask(32)}, gate.raw))
+    return false;
   const u8 t = gate.type();
   const bool known = !gate.s() && (t == system_type::task_gate || t == system_type::interrupt_gate16 ||
                                    t == system_type::trap_gate16 || t == system_type::interrupt_gate ||
@@ -287,7 +289,8 @@ bool deliver_protected(Cpu& cpu, u8 vector, EventType type, std::optional<u32> e
     cpu.raise(Vector::np, gate_error);
     return false;
   }
-  if (t == system_type::task_gate) return switch_task(cpu, gate.gate_selector(), TaskSwitch::gate, error, ext);
+  if (t == system_type::task_gate)
+    return switch_task(cpu, gate.gate_selector(), TaskSwitch::gate, error, ext);
   Descriptor code;
   u8 ring;
   if (!check_gate_target(cpu, gate.gate_selector(), ext, code, ring)) return false;
@@ -341,7 +344,8 @@ bool Cpu::deliver_fault(const Fault& cause) {
     }
     if (f.vector == Vector::pf) state.cr2 = f.cr2;
     if (f.vector == Vector::db) {
-      // DR6's B0-B3 are replaced, BS and friends accumulate (SDM vol. 3, 17.2.3); GD is cleared for the handler.
+      // DR6's B0-B3 are replaced, BS and friends accumulate (SDM vol. 3, 17.2.3); GD is cleared for the
+      // handler.
       state.dr6 = (state.dr6 & ~u64{0xf}) | f.dr6_bits | dr6::fixed1;
       if ((state.dr7 & bit(13)) != 0) {
         state.dr7 &= ~bit(13);

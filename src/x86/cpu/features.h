@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPUID feature bits by name: what instructions ask the guest's CPUID for (SDM vol. 2, CPUID; APM vol. 3, appendix E).
+// CPUID feature bits by name: what instructions ask the guest's CPUID for (SDM vol. 2, CPUID; APM vol. 3,
+// appendix E).
 #pragma once
 
 #include "base/types.h"

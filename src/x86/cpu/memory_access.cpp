@@ -46,7 +46,8 @@ bool Cpu::fetch_page(GuestVirt a, Translation& t, Backing& b) {
 
 bool Cpu::access_checks(GuestVirt a, u64 size, Seg s, bool system) {
   if (!alignment_checks_ || system) return true;
-  // Only power-of-two sizes up to 8 are checked here; wider operands have rules of their own (SDM vol. 3, 6.15, #AC).
+  // Only power-of-two sizes up to 8 are checked here; wider operands have rules of their own (SDM vol.
+  // 3, 6.15, #AC).
   if (size > 8 || (size & (size - 1)) != 0 || (a.value & (size - 1)) == 0) return true;
   (void)s;
   raise(Vector::ac, 0);
@@ -84,7 +85,8 @@ bool Cpu::write_piece(const Translation& t, const Backing& b, const std::byte* i
 void Cpu::code_written(GuestPhys a, u64 size) {
   kvm::CodePage* page = mmu.code_watch().find(a);
   if (page == nullptr) return;
-  if ((page->lines.load(std::memory_order_relaxed) & kvm::CodePage::lines_of(a.page_offset(), size)) == 0) return;
+  if ((page->lines.load(std::memory_order_relaxed) & kvm::CodePage::lines_of(a.page_offset(), size)) == 0)
+    return;
   mmu.code_watch().written(a, size);
   blocks_->code_page_changed(page);
 }
@@ -136,8 +138,8 @@ std::byte* Cpu::host_for_update_slow(GuestVirt a, u64 size, Seg s) {
   mmu.mark_dirty(b, t.pa);
   if (watchpoints_) note_watchpoint(a, size, true);
   const kvm::CodePage* page = mmu.code_watch().find(t.pa);
-  if (page != nullptr &&
-      (page->lines.load(std::memory_order_relaxed) & kvm::CodePage::lines_of(t.pa.page_offset(), size)) != 0) {
+  if (page != nullptr && (page->lines.load(std::memory_order_relaxed) &
+                          kvm::CodePage::lines_of(t.pa.page_offset(), size)) != 0) {
     code_update_at_ = t.pa;
     code_update_size_ = size;
   }
@@ -172,8 +174,7 @@ bool Cpu::probe_write(Seg s, u64 offset, u64 size) {
   Translation t;
   Backing b;
   if (!linear(s, offset, size, true, a) || !translate(a, Access::write, false, s, t, b)) return false;
-  return a.page_offset() + size <= page_size ||
-         translate(next_page(a, false), Access::write, false, s, t, b);
+  return a.page_offset() + size <= page_size || translate(next_page(a, false), Access::write, false, s, t, b);
 }
 
 // --- accesses for devices ---
@@ -198,7 +199,8 @@ bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
   while (size > 0) {
     const u64 n = std::min<u64>(size, 8);
     u64 data = 0;
-    if (!replay_or_exit({.io = false, .write = false, .size = static_cast<u8>(n), .address = a.value, .data = 0}, data)) {
+    if (!replay_or_exit(
+            {.io = false, .write = false, .size = static_cast<u8>(n), .address = a.value, .data = 0}, data)) {
       return false;
     }
     std::memcpy(out, &data, n);
@@ -216,8 +218,9 @@ bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
     u64 data = 0;
     std::memcpy(&data, in, n);
     u64 ignored;
-    if (!replay_or_exit({.io = false, .write = true, .size = static_cast<u8>(n), .address = a.value, .data = data},
-                        ignored)) {
+    if (!replay_or_exit(
+            {.io = false, .write = true, .size = static_cast<u8>(n), .address = a.value, .data = data},
+            ignored)) {
       return false;
     }
     in += n;
@@ -230,7 +233,8 @@ bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
 bool Cpu::port_read(u16 port, u8 size, u32& value) {
   if (platform.port_read(port, size, value)) return true;
   u64 data;
-  if (!replay_or_exit({.io = true, .write = false, .size = size, .address = port, .data = 0}, data)) return false;
+  if (!replay_or_exit({.io = true, .write = false, .size = size, .address = port, .data = 0}, data))
+    return false;
   value = static_cast<u32>(data);
   return true;
 }

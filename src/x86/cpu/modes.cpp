@@ -139,8 +139,8 @@ void Cpu::debug_registers_changed() {
 }
 
 void Cpu::update_careful() {
-  careful_ = breakpoints_ || watchpoints_ || (state.system_flags & (rflags::tf | rflags::rf)) != 0 || state.sti_shadow ||
-             state.mov_ss_shadow;
+  careful_ = breakpoints_ || watchpoints_ || (state.system_flags & (rflags::tf | rflags::rf)) != 0 ||
+             state.sti_shadow || state.mov_ss_shadow;
 }
 
 bool Cpu::jump_near(u64 target, u8 opsize) {

@@ -113,10 +113,11 @@ bool write_efer_msr(Cpu& c, u32, u64 v, bool) {
 
 constexpr u64 spec_ctrl_bits = 7; // IBRS, STIBP, SSBD
 
-// What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO, IBRS_ALL,
-// SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, GDS_NO, RFDS_NO.
-constexpr u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) | bit(14) |
-                                  bit(15) | bit(26) | bit(27);
+// What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO,
+// IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
+// GDS_NO, RFDS_NO.
+constexpr u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) |
+                                  bit(14) | bit(15) | bit(26) | bit(27);
 
 // --- memory types ---
 
@@ -137,7 +138,8 @@ bool write_mtrr_def_type(Cpu& c, u32, u64 v, bool) {
 }
 unsigned fixed_index(u32 index) {
   if (index == msr::mtrr_fix64k) return 0;
-  if (index == msr::mtrr_fix16k_80000 || index == msr::mtrr_fix16k_a0000) return index - msr::mtrr_fix16k_80000 + 1;
+  if (index == msr::mtrr_fix16k_80000 || index == msr::mtrr_fix16k_a0000)
+    return index - msr::mtrr_fix16k_80000 + 1;
   return index - msr::mtrr_fix4k_c0000 + 3;
 }
 bool read_mtrr_fixed(Cpu& c, u32 index, u64& v) {
@@ -275,9 +277,11 @@ const Entry* find(const Cpu& c, u32 index, bool host) {
     if (index < e.first || index > e.last) continue;
     const bool amd_only = index >= 0xc0010000;
     if (!host && amd_only && !c.cpuid.amd()) return nullptr;
-    const bool intel_only = index == msr::platform_info || index == msr::misc_features || index == msr::platform_id;
+    const bool intel_only =
+        index == msr::platform_info || index == msr::misc_features || index == msr::platform_id;
     if (!host && intel_only && c.cpuid.amd()) return nullptr;
-    if (!host && !c.cpuid.has(e.feature) && !(index == msr::tsc_aux && c.cpuid.has(feature::rdpid))) return nullptr;
+    if (!host && !c.cpuid.has(e.feature) && !(index == msr::tsc_aux && c.cpuid.has(feature::rdpid)))
+      return nullptr;
     return &e;
   }
   return nullptr;

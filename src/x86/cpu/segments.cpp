@@ -71,7 +71,8 @@ void load_real_segment(Cpu& cpu, Seg s, u16 selector) {
     d.present = true;
     d.db = d.g = d.l = false;
   } else {
-    // Real mode keeps the hidden limit and attributes ("unreal" mode relies on it), except that the segment is usable.
+    // Real mode keeps the hidden limit and attributes ("unreal" mode relies on it), except that the segment
+    // is usable.
     d.present = true;
     d.s = true;
     if (s != Seg::cs && (d.type & 8) != 0) d.type = 3;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Segment descriptors: fetching them, checking them, and loading segment registers (SDM vol. 3, chapters 3 and 5).
+// Segment descriptors: fetching them, checking them, and loading segment registers (SDM vol. 3, chapters 3
+// and 5).
 #pragma once
 
 #include "x86/cpu/cpu.h"
@@ -24,17 +25,20 @@ struct Descriptor {
 
   // Gates (SDM vol. 3, 5.8.3 and 6.11).
   u16 gate_selector() const { return static_cast<u16>(field(raw, 31, 16)); }
-  u64 gate_offset() const { return field(raw, 15, 0) | (field(raw, 63, 48) << 16) | (field(high, 31, 0) << 32); }
+  u64 gate_offset() const {
+    return field(raw, 15, 0) | (field(raw, 63, 48) << 16) | (field(high, 31, 0) << 32);
+  }
 };
 
 namespace system_type {
-constexpr u8 tss16 = 1, ldt = 2, tss16_busy = 3, call_gate16 = 4, task_gate = 5, interrupt_gate16 = 6, trap_gate16 = 7,
-             tss = 9, tss_busy = 11, call_gate = 12, interrupt_gate = 14, trap_gate = 15;
+constexpr u8 tss16 = 1, ldt = 2, tss16_busy = 3, call_gate16 = 4, task_gate = 5, interrupt_gate16 = 6,
+             trap_gate16 = 7, tss = 9, tss_busy = 11, call_gate = 12, interrupt_gate = 14, trap_gate = 15;
 } // namespace system_type
 
-// Reads the descriptor that a selector names. False: outside the table (fault `v` with the selector as error code) or a
-// page fault. `wide`: a 16-byte system descriptor.
-bool read_descriptor(Cpu& cpu, u16 selector, Descriptor& out, Vector v = Vector::gp, u32 ext = 0, bool wide = false);
+// Reads the descriptor that a selector names. False: outside the table (fault `v` with the selector as error
+// code) or a page fault. `wide`: a 16-byte system descriptor.
+bool read_descriptor(Cpu& cpu, u16 selector, Descriptor& out, Vector v = Vector::gp, u32 ext = 0,
+                     bool wide = false);
 // Sets the accessed bit of a code or data descriptor.
 bool mark_accessed(Cpu& cpu, Descriptor& d);
 bool set_tss_busy(Cpu& cpu, const Descriptor& d, bool busy);

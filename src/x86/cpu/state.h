@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The architectural state of one vCPU, as one plain struct at fixed offsets: the interpreter, the translator and the
-// KVM state calls all read and write this and nothing else. Touched by the vCPU's own thread only.
+// The architectural state of one vCPU, as one plain struct at fixed offsets: the interpreter, the translator
+// and the KVM state calls all read and write this and nothing else. Touched by the vCPU's own thread only.
 #pragma once
 
 #include "base/bits.h"
@@ -10,8 +10,8 @@
 
 namespace ring3::x86 {
 
-// General registers in encoding order (SDM vol. 2, 2.1.5). Two pseudo-registers follow them in CpuState::regs so that
-// an effective address is always base + index * scale + displacement.
+// General registers in encoding order (SDM vol. 2, 2.1.5). Two pseudo-registers follow them in CpuState::regs
+// so that an effective address is always base + index * scale + displacement.
 enum Gpr : u8 { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
 constexpr unsigned reg_zero = 16; // always 0: no base, or no index
 constexpr unsigned reg_rip = 17;  // address of the next instruction while one executes
@@ -57,13 +57,11 @@ constexpr u64 arithmetic = cf | pf | af | zf | sf | of;
 constexpr u64 all = arithmetic | tf | if_ | df | iopl | nt | rf | vm | ac | vif | vip | id;
 } // namespace rflags
 
-// The six arithmetic flags as LAHF and SETO leave them in AX: AH = SF:ZF:0:AF:0:PF:1:CF, AL = OF. This is what one
-// executed host instruction yields, so nothing is computed until somebody asks for RFLAGS.
+// The six arithmetic flags as LAHF and SETO leave them in AX: AH = SF:ZF:0:AF:0:PF:1:CF, AL = OF. This is
+// what one executed host instruction yields, so nothing is computed until somebody asks for RFLAGS.
 namespace oszapc {
 constexpr u16 of = 1, cf = 0x100, pf = 0x400, af = 0x1000, zf = 0x4000, sf = 0x8000;
-constexpr u16 from_rflags(u64 f) {
-  return static_cast<u16>(((f & 0xd5) << 8) | ((f >> 11) & 1));
-}
+constexpr u16 from_rflags(u64 f) { return static_cast<u16>(((f & 0xd5) << 8) | ((f >> 11) & 1)); }
 constexpr u64 to_rflags(u16 a) { return ((a >> 8) & 0xd5) | (static_cast<u64>(a & 1) << 11); }
 } // namespace oszapc
 
@@ -75,16 +73,17 @@ constexpr u64 all = pe | mp | em | ts | et | ne | wp | am | nw | cd | pg;
 
 namespace cr4 {
 constexpr u64 vme = bit(0), pvi = bit(1), tsd = bit(2), de = bit(3), pse = bit(4), pae = bit(5), mce = bit(6),
-              pge = bit(7), pce = bit(8), osfxsr = bit(9), osxmmexcpt = bit(10), umip = bit(11), la57 = bit(12),
-              vmxe = bit(13), fsgsbase = bit(16), pcide = bit(17), osxsave = bit(18), smep = bit(20),
-              smap = bit(21), pke = bit(22), cet = bit(23), pks = bit(24);
+              pge = bit(7), pce = bit(8), osfxsr = bit(9), osxmmexcpt = bit(10), umip = bit(11),
+              la57 = bit(12), vmxe = bit(13), fsgsbase = bit(16), pcide = bit(17), osxsave = bit(18),
+              smep = bit(20), smap = bit(21), pke = bit(22), cet = bit(23), pks = bit(24);
 } // namespace cr4
 
 namespace efer {
 constexpr u64 sce = bit(0), lme = bit(8), lma = bit(10), nxe = bit(11), svme = bit(12), ffxsr = bit(14);
 } // namespace efer
 
-// x87 state in the layout of the FXSAVE image's first 160 bytes (SDM vol. 1, 10.5.1). MM0-7 are the low halves of st[].
+// x87 state in the layout of the FXSAVE image's first 160 bytes (SDM vol. 1, 10.5.1). MM0-7 are the low
+// halves of st[].
 struct X87State {
   u16 fcw = 0x37f;
   u16 fsw = 0;
@@ -106,12 +105,20 @@ struct alignas(64) VectorState {
 
 enum class Activity : u8 { running, halted, wait_for_init, wait_for_sipi, shutdown };
 
-// An event on its way to the guest (SDM vol. 3, 6.4; the types are those of the VMX interruption-information field).
-enum class EventType : u8 { external = 0, nmi = 2, exception = 3, software_interrupt = 4, icebp = 5, software_exception = 6 };
+// An event on its way to the guest (SDM vol. 3, 6.4; the types are those of the VMX interruption-information
+// field).
+enum class EventType : u8 {
+  external = 0,
+  nmi = 2,
+  exception = 3,
+  software_interrupt = 4,
+  icebp = 5,
+  software_exception = 6
+};
 
 struct CpuState {
-  u64 regs[reg_slots] = {}; // indexed by Gpr, then reg_zero and reg_rip
-  u16 flags = 0x0000;       // oszapc form
+  u64 regs[reg_slots] = {};          // indexed by Gpr, then reg_zero and reg_rip
+  u16 flags = 0x0000;                // oszapc form
   u64 system_flags = rflags::fixed1; // RFLAGS without the arithmetic ones
 
   Segment seg[seg_count];
@@ -129,7 +136,8 @@ struct CpuState {
   u32 pkru = 0;
   u32 pkrs = 0;
 
-  // Set by STI and by loads of SS: no interrupt (and for SS no debug trap) before the next instruction has retired.
+  // Set by STI and by loads of SS: no interrupt (and for SS no debug trap) before the next instruction has
+  // retired.
   bool sti_shadow = false;
   bool mov_ss_shadow = false;
   bool nmi_blocked = false;

@@ -25,13 +25,15 @@ bool save_state(Cpu& cpu, const Segment& tr, u64 flags) {
   if ((tr.type & 8) != 0) {
     bool ok = cpu.store_system<u32>(base + 0x20, static_cast<u32>(s.rip())) &&
               cpu.store_system<u32>(base + 0x24, static_cast<u32>(flags));
-    for (unsigned i = 0; ok && i < 8; ++i) ok = cpu.store_system<u32>(base + 0x28 + i * 4, static_cast<u32>(s.regs[i]));
+    for (unsigned i = 0; ok && i < 8; ++i)
+      ok = cpu.store_system<u32>(base + 0x28 + i * 4, static_cast<u32>(s.regs[i]));
     for (unsigned i = 0; ok && i < 6; ++i) ok = cpu.store_system<u16>(base + 0x48 + i * 4, s.seg[i].selector);
     return ok;
   }
   bool ok = cpu.store_system<u16>(base + 0x0e, static_cast<u16>(s.rip())) &&
             cpu.store_system<u16>(base + 0x10, static_cast<u16>(flags));
-  for (unsigned i = 0; ok && i < 8; ++i) ok = cpu.store_system<u16>(base + 0x12 + i * 2, static_cast<u16>(s.regs[i]));
+  for (unsigned i = 0; ok && i < 8; ++i)
+    ok = cpu.store_system<u16>(base + 0x12 + i * 2, static_cast<u16>(s.regs[i]));
   for (unsigned i = 0; ok && i < 4; ++i) ok = cpu.store_system<u16>(base + 0x22 + i * 2, s.seg[i].selector);
   return ok;
 }
@@ -139,7 +141,8 @@ bool switch_task(Cpu& cpu, u16 selector, TaskSwitch reason, std::optional<u32> e
   const bool nests = reason == TaskSwitch::call || reason == TaskSwitch::gate;
   if (!nests) {
     Descriptor old;
-    if (!read_descriptor(cpu, old_tr.selector, old, Vector::ts, ext) || !set_tss_busy(cpu, old, false)) return false;
+    if (!read_descriptor(cpu, old_tr.selector, old, Vector::ts, ext) || !set_tss_busy(cpu, old, false))
+      return false;
   }
   if (nests && !cpu.store_system<u16>(GuestVirt{tss.base}, old_tr.selector)) return false;
   if (reason != TaskSwitch::iret && !set_tss_busy(cpu, d, true)) return false;

@@ -84,7 +84,8 @@ Block* BlockCache::follow_link() {
 
 Block* BlockCache::lookup(bool single) {
   if (!single) {
-    if (Block* b = follow_link()) [[likely]] return b;
+    if (Block* b = follow_link()) [[likely]]
+      return b;
   }
   CpuState& s = cpu_.state;
   const u64 rip = s.regs[reg_rip];
@@ -220,8 +221,8 @@ Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 
   }
 }
 
-// An instruction that continues on the next page. Its bytes are compared at each use instead of being watched: both
-// pages may change on their own.
+// An instruction that continues on the next page. Its bytes are compared at each use instead of being
+// watched: both pages may change on their own.
 Block* BlockCache::build_split(GuestVirt at, const u8* first, u64 first_size) {
   std::array<u8, 15> bytes{};
   std::memcpy(bytes.data(), first, std::min<u64>(first_size, 15));

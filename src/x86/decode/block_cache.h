@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decoded blocks of one vCPU. A block is a run of instructions within one page that ends at the first one that may go
-// elsewhere; it is found by the host address of its first byte and the code size, so that every mapping of the page
-// shares it, and it is stale as soon as its page's version (kvm/code_watch) has moved on.
+// Decoded blocks of one vCPU. A block is a run of instructions within one page that ends at the first one
+// that may go elsewhere; it is found by the host address of its first byte and the code size, so that every
+// mapping of the page shares it, and it is stale as soon as its page's version (kvm/code_watch) has moved on.
 #pragma once
 
 #include "base/address.h"
@@ -18,7 +18,7 @@ struct Block;
 // Where a block went last time: spares the successor's lookup while the address space is the same.
 struct BlockLink {
   u64 rip = 0;
-  u64 generation = 0; // Mmu::generation(); 0: empty
+  u64 generation = 0;          // Mmu::generation(); 0: empty
   const void* table = nullptr; // the TLB table, which stands for PCID, ring and AC
   Block* to = nullptr;
 };
@@ -47,11 +47,12 @@ class BlockCache {
 
   // The block at CS:RIP by way of the block that ran last, or null. 64-bit code only.
   Block* follow_link();
-  // The block at CS:RIP, decoded if need be; `single` for one instruction only. Null: a fault or exit is recorded.
+  // The block at CS:RIP, decoded if need be; `single` for one instruction only. Null: a fault or exit is
+  // recorded.
   Block* lookup(bool single);
 
-
-  // A store hit decoded lines of this page: if the running block is on it, it stops after the current instruction.
+  // A store hit decoded lines of this page: if the running block is on it, it stops after the current
+  // instruction.
   void code_page_changed(const kvm::CodePage* page);
 
   // CPUID or anything else that changes what bytes mean.

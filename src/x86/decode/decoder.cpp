@@ -263,7 +263,7 @@ constexpr OpEntry op_entries[] = {
     {ZYDIS_MNEMONIC_LDMXCSR, Op::ldmxcsr},
     {ZYDIS_MNEMONIC_STMXCSR, Op::stmxcsr},
     {ZYDIS_MNEMONIC_VLDMXCSR, Op::vldmxcsr},
-    {ZYDIS_MNEMONIC_VSTMXCSR, Op::vstmxcsr},    // clang-format on
+    {ZYDIS_MNEMONIC_VSTMXCSR, Op::vstmxcsr}, // clang-format on
 };
 
 constexpr auto op_table = [] {
@@ -341,11 +341,14 @@ constexpr FeatureEntry feature_entries[] = {
 
 // Instruction sets that are nothing to ask CPUID for, or whose instructions check it themselves.
 constexpr ZydisISASet plain_sets[] = {
-    ZYDIS_ISA_SET_CET, ZYDIS_ISA_SET_CLDEMOTE, ZYDIS_ISA_SET_FAT_NOP, ZYDIS_ISA_SET_I186, ZYDIS_ISA_SET_I286PROTECTED,
-    ZYDIS_ISA_SET_I286REAL, ZYDIS_ISA_SET_I386, ZYDIS_ISA_SET_I486, ZYDIS_ISA_SET_I486REAL, ZYDIS_ISA_SET_I86,
-    ZYDIS_ISA_SET_LAHF, ZYDIS_ISA_SET_LONGMODE, ZYDIS_ISA_SET_LZCNT, ZYDIS_ISA_SET_PAUSE, ZYDIS_ISA_SET_PENTIUMREAL,
-    ZYDIS_ISA_SET_PPRO, ZYDIS_ISA_SET_PREFETCHWT1, ZYDIS_ISA_SET_PREFETCH_NOP, ZYDIS_ISA_SET_RDPMC,
-    ZYDIS_ISA_SET_RDWRFSGS, ZYDIS_ISA_SET_SSE_PREFETCH, ZYDIS_ISA_SET_AMD, ZYDIS_ISA_SET_VTX, ZYDIS_ISA_SET_SVM,
+    ZYDIS_ISA_SET_CET,      ZYDIS_ISA_SET_CLDEMOTE,      ZYDIS_ISA_SET_FAT_NOP,
+    ZYDIS_ISA_SET_I186,     ZYDIS_ISA_SET_I286PROTECTED, ZYDIS_ISA_SET_I286REAL,
+    ZYDIS_ISA_SET_I386,     ZYDIS_ISA_SET_I486,          ZYDIS_ISA_SET_I486REAL,
+    ZYDIS_ISA_SET_I86,      ZYDIS_ISA_SET_LAHF,          ZYDIS_ISA_SET_LONGMODE,
+    ZYDIS_ISA_SET_LZCNT,    ZYDIS_ISA_SET_PAUSE,         ZYDIS_ISA_SET_PENTIUMREAL,
+    ZYDIS_ISA_SET_PPRO,     ZYDIS_ISA_SET_PREFETCHWT1,   ZYDIS_ISA_SET_PREFETCH_NOP,
+    ZYDIS_ISA_SET_RDPMC,    ZYDIS_ISA_SET_RDWRFSGS,      ZYDIS_ISA_SET_SSE_PREFETCH,
+    ZYDIS_ISA_SET_AMD,      ZYDIS_ISA_SET_VTX,           ZYDIS_ISA_SET_SVM,
     ZYDIS_ISA_SET_AMD3DNOW,
 };
 
@@ -380,9 +383,11 @@ const ZydisDecoder& decoder_for(unsigned code_bits) {
 // Our byte offset for a general register, AH to BH included.
 u8 gpr_offset(ZydisRegister r) {
   if (r >= ZYDIS_REGISTER_AL && r <= ZYDIS_REGISTER_BL) return static_cast<u8>((r - ZYDIS_REGISTER_AL) * 8);
-  if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH) return static_cast<u8>((r - ZYDIS_REGISTER_AH) * 8 + 1);
+  if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH)
+    return static_cast<u8>((r - ZYDIS_REGISTER_AH) * 8 + 1);
   // Zydis counts AH to BH among the byte registers, which shifts SPL and those after it.
-  if (r >= ZYDIS_REGISTER_SPL && r <= ZYDIS_REGISTER_R15B) return static_cast<u8>((r - ZYDIS_REGISTER_SPL + 4) * 8);
+  if (r >= ZYDIS_REGISTER_SPL && r <= ZYDIS_REGISTER_R15B)
+    return static_cast<u8>((r - ZYDIS_REGISTER_SPL + 4) * 8);
   return static_cast<u8>(ZydisRegisterGetId(r) * 8);
 }
 
@@ -465,7 +470,8 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
   const u64 available = std::min<u64>(size, 15);
   const ZyanStatus status = ZydisDecoderDecodeFull(&decoder_for(code_bits), bytes, available, &in, operands);
   if (!ZYAN_SUCCESS(status)) {
-    if (status == ZYDIS_STATUS_NO_MORE_DATA) return size >= 15 ? DecodeStatus::too_long : DecodeStatus::need_more;
+    if (status == ZYDIS_STATUS_NO_MORE_DATA)
+      return size >= 15 ? DecodeStatus::too_long : DecodeStatus::need_more;
     if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) return DecodeStatus::too_long;
     return DecodeStatus::invalid;
   }
@@ -554,7 +560,8 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
   out.op = op_table[in.mnemonic];
   const bool string_like = in.mnemonic == ZYDIS_MNEMONIC_MOVSD || in.mnemonic == ZYDIS_MNEMONIC_CMPSD;
   if (string_like && has_vector) out.op = Op::vector;
-  // MOV between general, control and debug registers is the only MOV; KMOV and friends have names of their own.
+  // MOV between general, control and debug registers is the only MOV; KMOV and friends have names of their
+  // own.
   if (in.meta.category == ZYDIS_CATEGORY_COND_BR && out.op == Op::invalid) {
     out.op = Op::jcc;
     out.condition = in.opcode & 15;
@@ -570,12 +577,14 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
     out.op = Op::x87;
   } else if (out.op == Op::invalid && in.mnemonic == ZYDIS_MNEMONIC_EMMS) {
     out.op = Op::vector;
-  } else if (out.op == Op::invalid && (in.mnemonic == ZYDIS_MNEMONIC_VZEROALL || in.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER)) {
+  } else if (out.op == Op::invalid &&
+             (in.mnemonic == ZYDIS_MNEMONIC_VZEROALL || in.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER)) {
     out.op = Op::vector;
   } else if (out.op == Op::invalid && has_vector) {
     out.op = Op::vector;
   }
-  if (in.meta.isa_set == ZYDIS_ISA_SET_AMD3DNOW && out.op != Op::prefetch && out.op != Op::prefetchw) out.op = Op::invalid;
+  if (in.meta.isa_set == ZYDIS_ISA_SET_AMD3DNOW && out.op != Op::prefetch && out.op != Op::prefetchw)
+    out.op = Op::invalid;
   return DecodeStatus::ok;
 }
 

@@ -105,20 +105,21 @@ template <class T> bool read_rm(Cpu& c, const Insn& in, T& v) {
 }
 
 // One-operand MUL and IMUL: RDX:RAX = RAX * b (AX = AL * b for bytes). The undefined flags are the host's.
-#define RING3_MULTIPLY(name, text)                                                                                     \
-  struct name {                                                                                                        \
-    template <class T> static void run(u64& low, u64& high, T b, u16& flags) {                                         \
-      u64 f = flags;                                                                                                   \
-      u64 x = low;                                                                                                     \
-      u64 d = high;                                                                                                    \
-      asm("addb $0x7f, %%al\n\tsahf\n\tmov %[x], %%rax\n\t" text " %[b]\n\tmov %%rax, %[x]\n\tlahf\n\tseto %%al"       \
-          : [x] "+&r"(x), "+&a"(f), "+&d"(d)                                                                           \
-          : [b] "r"(b)                                                                                                 \
-          : "cc");                                                                                                     \
-      low = x;                                                                                                         \
-      high = d;                                                                                                        \
-      flags = static_cast<u16>(f);                                                                                     \
-    }                                                                                                                  \
+#define RING3_MULTIPLY(name, text)                                                                           \
+  struct name {                                                                                              \
+    template <class T> static void run(u64& low, u64& high, T b, u16& flags) {                               \
+      u64 f = flags;                                                                                         \
+      u64 x = low;                                                                                           \
+      u64 d = high;                                                                                          \
+      asm("addb $0x7f, %%al\n\tsahf\n\tmov %[x], %%rax\n\t" text                                             \
+          " %[b]\n\tmov %%rax, %[x]\n\tlahf\n\tseto %%al"                                                    \
+          : [x] "+&r"(x), "+&a"(f), "+&d"(d)                                                                 \
+          : [b] "r"(b)                                                                                       \
+          : "cc");                                                                                           \
+      low = x;                                                                                               \
+      high = d;                                                                                              \
+      flags = static_cast<u16>(f);                                                                           \
+    }                                                                                                        \
   };
 RING3_MULTIPLY(Mul, "mul")
 RING3_MULTIPLY(ImulWide, "imul")

@@ -5,9 +5,11 @@ namespace ring3::x86 {
 
 namespace {
 
-constexpr Binder binders[] = {bind_moves,   bind_arithmetic, bind_shifts,  bind_bits,
-                              bind_stack,   bind_control_flow, bind_strings, bind_segments,
-                              bind_control_registers, bind_system, bind_state_save, bind_vector, bind_x87};
+constexpr Binder binders[] = {bind_moves,   bind_arithmetic, bind_shifts,
+                              bind_bits,    bind_stack,      bind_control_flow,
+                              bind_strings, bind_segments,   bind_control_registers,
+                              bind_system,  bind_state_save, bind_vector,
+                              bind_x87};
 
 // Instructions after which RIP, the mode, or the meaning of what follows may be another.
 bool op_ends_block(const Decoded& d) {
@@ -76,7 +78,8 @@ void bind(const Decoded& d, const CpuidTable& cpuid, Insn& in, bool& ends) {
     in.disp = static_cast<s32>(d.displacement);
     in.seg = static_cast<u8>(d.segment);
     if (d.disp_size == 64) in.imm = static_cast<u64>(d.displacement);
-    if (d.disp_size <= 32 && d.base == reg_zero && d.address_bytes == 4) in.disp = static_cast<s32>(d.displacement);
+    if (d.disp_size <= 32 && d.base == reg_zero && d.address_bytes == 4)
+      in.disp = static_cast<s32>(d.displacement);
   }
   ends = false;
   if (!cpuid.has(d.feature) || !cpuid.has(d.feature2)) {

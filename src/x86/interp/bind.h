@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a decoded instruction to one that can be executed: each family of the interpreter offers a binder that picks the
-// handler for an instruction and fills the Insn's operand fields, or returns null if the instruction is not its own.
+// From a decoded instruction to one that can be executed: each family of the interpreter offers a binder that
+// picks the handler for an instruction and fills the Insn's operand fields, or returns null if the
+// instruction is not its own.
 #pragma once
 
 #include "x86/cpu/cpu.h"
@@ -25,8 +26,8 @@ Handler bind_state_save(const Decoded& d, Insn& in, const CpuidTable& cpuid);
 Handler bind_vector(const Decoded& d, Insn& in, const CpuidTable& cpuid);
 Handler bind_x87(const Decoded& d, Insn& in, const CpuidTable& cpuid);
 
-// Fills the fields every family needs, then asks the families in turn. Instructions that CPUID does not offer, or that
-// nobody has, get the #UD handler. Sets `ends` when the block must end after this instruction.
+// Fills the fields every family needs, then asks the families in turn. Instructions that CPUID does not
+// offer, or that nobody has, get the #UD handler. Sets `ends` when the block must end after this instruction.
 void bind(const Decoded& d, const CpuidTable& cpuid, Insn& in, bool& ends);
 
 Step handle_ud(Cpu& cpu, const Insn& in);

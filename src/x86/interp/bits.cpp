@@ -29,7 +29,9 @@ template <class Op, bool Writes, class T> struct BitTest {
     u64 offset = c.effective_address(in);
     if (in.aux != 0) {
       // A register count reaches beyond the operand, signed.
-      const s64 words = static_cast<s64>(static_cast<std::make_signed_t<T>>(index)) >> (bits == 16 ? 4 : bits == 32 ? 5 : 6);
+      const s64 words = static_cast<s64>(static_cast<std::make_signed_t<T>>(index)) >> (bits == 16   ? 4
+                                                                                        : bits == 32 ? 5
+                                                                                                     : 6);
       offset = (offset + static_cast<u64>(words) * sizeof(T)) & Cpu::address_mask(in.addrsize);
     }
     const auto n = static_cast<T>(index & (bits - 1));
@@ -70,7 +72,8 @@ template <class Op, class T> Step scan(Cpu& c, const Insn& in) {
   c.set_reg<T>(in.reg, Op::template run<T>(c.reg<T>(in.reg), v, c.state.flags));
   return Step::next;
 }
-// BSF and BSR leave the destination alone when the source is zero, the upper half of a 64-bit register included.
+// BSF and BSR leave the destination alone when the source is zero, the upper half of a 64-bit register
+// included.
 template <class Op, class T> Step bit_scan(Cpu& c, const Insn& in) {
   T v;
   if (!read_rm<T>(c, in, v)) return Step::abort;
@@ -116,7 +119,8 @@ template <class Op, bool RmFirst, class T> Step ternary(Cpu& c, const Insn& in) 
   T v;
   if (!read_rm<T>(c, in, v)) return Step::abort;
   const T other = c.reg<T>(in.aux);
-  c.set_reg<T>(in.reg, RmFirst ? Op::template run<T>(v, other, c.state.flags) : Op::template run<T>(other, v, c.state.flags));
+  c.set_reg<T>(in.reg, RmFirst ? Op::template run<T>(v, other, c.state.flags)
+                               : Op::template run<T>(other, v, c.state.flags));
   return Step::next;
 }
 template <class Op, bool RmFirst> Handler bind_ternary(const Decoded& d, Insn& in) {
@@ -189,8 +193,10 @@ Handler bind_bits(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   case Op::bsf: return bind_bit_scan<host::Bsf>(d, in);
   case Op::bsr: return bind_bit_scan<host::Bsr>(d, in);
   // Without the feature the prefix is ignored and the older scan is what runs.
-  case Op::tzcnt: return cpuid.has(feature::bmi1) ? bind_scan<host::Tzcnt>(d, in) : bind_bit_scan<host::Bsf>(d, in);
-  case Op::lzcnt: return cpuid.has(feature::abm) ? bind_scan<host::Lzcnt>(d, in) : bind_bit_scan<host::Bsr>(d, in);
+  case Op::tzcnt:
+    return cpuid.has(feature::bmi1) ? bind_scan<host::Tzcnt>(d, in) : bind_bit_scan<host::Bsf>(d, in);
+  case Op::lzcnt:
+    return cpuid.has(feature::abm) ? bind_scan<host::Lzcnt>(d, in) : bind_bit_scan<host::Bsr>(d, in);
   case Op::popcnt: return bind_scan<host::Popcnt>(d, in);
   case Op::andn: return bind_ternary<host::Andn, false>(d, in);
   case Op::bextr: return bind_ternary<host::Bextr, true>(d, in);

@@ -22,10 +22,10 @@ template <u8 Condition> Step handle_jcc64(Cpu& c, const Insn& in) {
   return Step::jump;
 }
 
-constexpr Handler jcc64[16] = {
-    handle_jcc64<0>,  handle_jcc64<1>,  handle_jcc64<2>,  handle_jcc64<3>,  handle_jcc64<4>,  handle_jcc64<5>,
-    handle_jcc64<6>,  handle_jcc64<7>,  handle_jcc64<8>,  handle_jcc64<9>,  handle_jcc64<10>, handle_jcc64<11>,
-    handle_jcc64<12>, handle_jcc64<13>, handle_jcc64<14>, handle_jcc64<15>};
+constexpr Handler jcc64[16] = {handle_jcc64<0>,  handle_jcc64<1>,  handle_jcc64<2>,  handle_jcc64<3>,
+                               handle_jcc64<4>,  handle_jcc64<5>,  handle_jcc64<6>,  handle_jcc64<7>,
+                               handle_jcc64<8>,  handle_jcc64<9>,  handle_jcc64<10>, handle_jcc64<11>,
+                               handle_jcc64<12>, handle_jcc64<13>, handle_jcc64<14>, handle_jcc64<15>};
 
 Step handle_jcxz(Cpu& c, const Insn& in) {
   if ((c.state.regs[rcx] & Cpu::address_mask(in.addrsize)) != 0) return Step::jump;
@@ -132,7 +132,8 @@ Step handle_iret(Cpu& c, const Insn& in) {
 
 // --- software interrupts ---
 
-// Virtual-8086 INT n (SDM vol. 3, 20.3.3.4): through the guest's own vector table when the redirection bitmap says so.
+// Virtual-8086 INT n (SDM vol. 3, 20.3.3.4): through the guest's own vector table when the redirection bitmap
+// says so.
 bool redirected_to_v86(Cpu& c, u8 vector, bool& redirect) {
   const Segment& tr = c.state.segment(Seg::tr);
   redirect = false;
@@ -158,7 +159,8 @@ Step interrupt_v86(Cpu& c, u8 vector) {
   }
   u16 ip;
   u16 cs;
-  if (!c.load_system<u16>(GuestVirt{u64{vector} * 4}, ip) || !c.load_system<u16>(GuestVirt{u64{vector} * 4 + 2}, cs)) {
+  if (!c.load_system<u16>(GuestVirt{u64{vector} * 4}, ip) ||
+      !c.load_system<u16>(GuestVirt{u64{vector} * 4 + 2}, cs)) {
     return Step::abort;
   }
   u64 image = s.rflags() & ~(rflags::vm | rflags::rf);
@@ -181,12 +183,15 @@ Step handle_int(Cpu& c, const Insn& in) {
   if (c.state.v8086()) return interrupt_v86(c, vector);
   return done(c.deliver_event(EventType::software_interrupt, vector, std::nullopt));
 }
-Step handle_int3(Cpu& c, const Insn&) { return done(c.deliver_event(EventType::software_exception, 3, std::nullopt)); }
+Step handle_int3(Cpu& c, const Insn&) {
+  return done(c.deliver_event(EventType::software_exception, 3, std::nullopt));
+}
 Step handle_into(Cpu& c, const Insn&) {
   if ((c.state.flags & oszapc::of) == 0) return Step::jump;
   return done(c.deliver_event(EventType::software_exception, 4, std::nullopt));
 }
-// ICEBP is a #DB of its own: it takes breakpoints held back by MOV SS with it, and a single-step trap is lost.
+// ICEBP is a #DB of its own: it takes breakpoints held back by MOV SS with it, and a single-step trap is
+// lost.
 Step handle_int1(Cpu& c, const Insn&) {
   const u64 held = c.pending_db();
   c.pending_db() = 0;
@@ -209,7 +214,8 @@ template <class T> struct Bound {
     const u64 at = c.effective_address(in);
     T low;
     T high;
-    if (!c.read<T>(seg, at, low) || !c.read<T>(seg, (at + sizeof(T)) & Cpu::address_mask(in.addrsize), high)) {
+    if (!c.read<T>(seg, at, low) ||
+        !c.read<T>(seg, (at + sizeof(T)) & Cpu::address_mask(in.addrsize), high)) {
       return Step::abort;
     }
     const S v = static_cast<S>(c.reg<T>(in.reg));

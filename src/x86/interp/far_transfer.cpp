@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Far jumps, calls and returns, call gates, and IRET (SDM vol. 2, JMP, CALL, RET, IRET; vol. 3, 5.8 and 20.3).
+// Far jumps, calls and returns, call gates, and IRET (SDM vol. 2, JMP, CALL, RET, IRET; vol. 3, 5.8
+// and 20.3).
 #include "x86/cpu/segments.h"
 
 namespace ring3::x86 {
@@ -18,14 +19,17 @@ bool target_ok(Cpu& cpu, const Descriptor& code, u64 offset) {
   return offset <= code.segment(0).limit ? true : fault(cpu, Vector::gp, 0);
 }
 
-u64 truncate(u64 v, u8 opsize) { return v & (opsize == 2 ? low_mask(16) : opsize == 4 ? low_mask(32) : ~u64{0}); }
+u64 truncate(u64 v, u8 opsize) {
+  return v & (opsize == 2 ? low_mask(16) : opsize == 4 ? low_mask(32) : ~u64{0});
+}
 
 // Privilege checks for a far jump or call straight to a code segment, at the current ring.
 bool check_direct_code(Cpu& cpu, u16 selector, const Descriptor& d) {
   const u8 cpl = cpu.state.cpl;
   const u32 error = selector_error(selector);
   if (cpu.state.long_mode() && d.l() && d.db()) return fault(cpu, Vector::gp, error);
-  if (d.conforming() ? d.dpl() > cpl : (rpl(selector) > cpl || d.dpl() != cpl)) return fault(cpu, Vector::gp, error);
+  if (d.conforming() ? d.dpl() > cpl : (rpl(selector) > cpl || d.dpl() != cpl))
+    return fault(cpu, Vector::gp, error);
   return d.present() ? true : fault(cpu, Vector::np, error);
 }
 
@@ -200,7 +204,8 @@ bool far_jump(Cpu& cpu, u16 selector, u64 offset, u8 opsize) {
   if (!read_descriptor(cpu, selector, d)) return false;
   if (!d.s()) return system_transfer(cpu, selector, d, true);
   if (!d.code()) return fault(cpu, Vector::gp, selector_error(selector));
-  if (!check_direct_code(cpu, selector, d) || !target_ok(cpu, d, offset) || !mark_accessed(cpu, d)) return false;
+  if (!check_direct_code(cpu, selector, d) || !target_ok(cpu, d, offset) || !mark_accessed(cpu, d))
+    return false;
   set_code_segment(cpu, selector, d, s.cpl);
   s.regs[reg_rip] = offset;
   return true;
@@ -398,7 +403,8 @@ bool interrupt_return(Cpu& cpu, u8 opsize) {
     if (!vme || opsize != 2) return fault(cpu, Vector::gp, 0);
     u64 ip, cs, flags;
     const u64 sp = cpu.sp();
-    if (!read_stack(cpu, sp, 2, ip) || !read_stack(cpu, sp + 2, 2, cs) || !read_stack(cpu, sp + 4, 2, flags)) return false;
+    if (!read_stack(cpu, sp, 2, ip) || !read_stack(cpu, sp + 2, 2, cs) || !read_stack(cpu, sp + 4, 2, flags))
+      return false;
     // Virtual interrupt flag instead of IF (SDM vol. 3, 20.3.3.4).
     if (((flags & rflags::if_) != 0 && (s.system_flags & rflags::vip) != 0) || (flags & rflags::tf) != 0) {
       return fault(cpu, Vector::gp, 0);
@@ -450,7 +456,8 @@ bool interrupt_return(Cpu& cpu, u8 opsize) {
   const bool with_stack = cpu.code64() || rpl(f.cs) > old_cpl;
   if (with_stack) {
     u64 ss;
-    if (!read_stack(cpu, sp + 3u * opsize, opsize, f.sp) || !read_stack(cpu, sp + 4u * opsize, opsize, ss)) return false;
+    if (!read_stack(cpu, sp + 3u * opsize, opsize, f.sp) || !read_stack(cpu, sp + 4u * opsize, opsize, ss))
+      return false;
     f.ss = static_cast<u16>(ss);
   }
   if (!finish_return(cpu, f, code, with_stack, with_stack ? 0 : 3u * opsize)) return false;

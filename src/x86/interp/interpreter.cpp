@@ -20,8 +20,9 @@ bool Cpu::settle_abort() {
   return true;
 }
 
-// One instruction with everything around it that the fast loop leaves out: code breakpoints, single-step, data
-// breakpoints, RF, and the shadows of STI and MOV SS (SDM vol. 3, 6.8 and 17.3). False: run() must return.
+// One instruction with everything around it that the fast loop leaves out: code breakpoints, single-step,
+// data breakpoints, RF, and the shadows of STI and MOV SS (SDM vol. 3, 6.8 and 17.3). False: run() must
+// return.
 bool Cpu::step_carefully() {
   const bool had_sti_shadow = state.sti_shadow;
   const bool had_ss_shadow = state.mov_ss_shadow;
@@ -29,7 +30,8 @@ bool Cpu::step_carefully() {
   const u64 start = state.regs[reg_rip];
 
   if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && !had_ss_shadow) {
-    const u64 linear = code64_ ? start : (start + segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);
+    const u64 linear =
+        code64_ ? start : (start + segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);
     u64 hit = 0;
     for (unsigned i = 0; i < 4; ++i) {
       const bool enabled = field(state.dr7, 2 * i + 1, 2 * i) != 0;
@@ -127,9 +129,11 @@ CpuExit Cpu::run() {
     instructions += static_cast<u64>(in - block->insns);
     if (step == Step::jump) {
       if (in->len != 0) ++instructions;
-      if (exit_pending) [[unlikely]] return exit;
+      if (exit_pending) [[unlikely]]
+        return exit;
     } else {
-      if (!rip_committed_) [[likely]] state.regs[reg_rip] = ip;
+      if (!rip_committed_) [[likely]]
+        state.regs[reg_rip] = ip;
       rip_committed_ = false;
       if (!settle_abort()) return exit;
     }

@@ -3,8 +3,6 @@
 #include "x86/interp/host_ops.h"
 #include "x86/interp/operands.h"
 
-
-
 namespace ring3::x86 {
 
 namespace {
@@ -50,8 +48,9 @@ template <class T> struct MovRegMoffs {
 };
 template <class T> struct MovMoffsReg {
   static Step run(Cpu& c, const Insn& in) {
-    return c.write<T>(static_cast<Seg>(in.seg), in.imm & Cpu::address_mask(in.addrsize), c.reg<T>(in.reg)) ? Step::next
-                                                                                                            : Step::abort;
+    return c.write<T>(static_cast<Seg>(in.seg), in.imm & Cpu::address_mask(in.addrsize), c.reg<T>(in.reg))
+               ? Step::next
+               : Step::abort;
   }
 };
 
@@ -153,10 +152,11 @@ template <class T> struct XchgMem {
     const T v = c.reg<T>(in.reg);
     T old{};
     // XCHG with memory is locked whether it says so or not (SDM vol. 3, 8.1.2.1).
-    const Step s = update_memory_at<T>(c, static_cast<Seg>(in.seg), c.effective_address(in), true, [&](T m, u16&) {
-      old = m;
-      return v;
-    });
+    const Step s =
+        update_memory_at<T>(c, static_cast<Seg>(in.seg), c.effective_address(in), true, [&](T m, u16&) {
+          old = m;
+          return v;
+        });
     if (s == Step::next) c.set_reg<T>(in.reg, old);
     return s;
   }
@@ -299,12 +299,14 @@ Step handle_xlat(Cpu& c, const Insn& in) {
 // --- AL/AX/EAX sign extension ---
 
 template <class To, class From> Step widen_accumulator(Cpu& c, const Insn&) {
-  c.set_reg<To>(rax * 8, static_cast<To>(static_cast<s64>(static_cast<std::make_signed_t<From>>(c.reg<From>(rax * 8)))));
+  c.set_reg<To>(rax * 8, static_cast<To>(
+                             static_cast<s64>(static_cast<std::make_signed_t<From>>(c.reg<From>(rax * 8)))));
   return Step::next;
 }
 template <class T> struct SignToDx {
   static Step run(Cpu& c, const Insn&) {
-    c.set_reg<T>(rdx * 8, static_cast<T>(static_cast<std::make_signed_t<T>>(c.reg<T>(rax * 8)) < 0 ? ~T{0} : T{0}));
+    c.set_reg<T>(rdx * 8,
+                 static_cast<T>(static_cast<std::make_signed_t<T>>(c.reg<T>(rax * 8)) < 0 ? ~T{0} : T{0}));
     return Step::next;
   }
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the integer families share: operand forms, choosing a handler by operand size, and read-modify-write of memory.
+// What the integer families share: operand forms, choosing a handler by operand size, and read-modify-write
+// of memory.
 #pragma once
 
 #include "x86/interp/bind.h"
@@ -67,8 +68,8 @@ template <class T, class F> Step update_memory_at(Cpu& cpu, Seg seg, u64 offset,
 }
 
 template <class T, class F> Step update_memory(Cpu& cpu, const Insn& in, F f) {
-  return update_memory_at<T>(cpu, static_cast<Seg>(in.seg), cpu.effective_address(in), (in.flags & insn_flag::lock) != 0,
-                             f);
+  return update_memory_at<T>(cpu, static_cast<Seg>(in.seg), cpu.effective_address(in),
+                             (in.flags & insn_flag::lock) != 0, f);
 }
 
 // The condition of Jcc, SETcc and CMOVcc (SDM vol. 2, appendix B, table B-10).

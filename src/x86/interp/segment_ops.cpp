@@ -45,7 +45,8 @@ template <class T> struct LoadFar {
     const u64 at = c.effective_address(in);
     T offset;
     u16 selector;
-    if (!c.read<T>(seg, at, offset) || !c.read<u16>(seg, (at + sizeof(T)) & Cpu::address_mask(in.addrsize), selector) ||
+    if (!c.read<T>(seg, at, offset) ||
+        !c.read<u16>(seg, (at + sizeof(T)) & Cpu::address_mask(in.addrsize), selector) ||
         !load_data_segment(c, static_cast<Seg>(in.aux), selector)) {
       return Step::abort;
     }
@@ -88,8 +89,9 @@ Step store_table(Cpu& c, const Insn& in) {
   u8 image[10];
   store_raw<u16>(image, t.limit);
   store_raw<u64>(image + 2, t.base);
-  return c.write_bytes(static_cast<Seg>(in.seg), c.effective_address(in), image, c.code64() ? 10 : 6) ? Step::next
-                                                                                                        : Step::abort;
+  return c.write_bytes(static_cast<Seg>(in.seg), c.effective_address(in), image, c.code64() ? 10 : 6)
+             ? Step::next
+             : Step::abort;
 }
 
 // --- LLDT, LTR, SLDT, STR ---
@@ -212,7 +214,8 @@ Step handle_lsl(Cpu& c, const Insn& in) {
   bool found;
   if (!read_selector(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
   const u8 t = found ? d.type() : u8{0};
-  const bool gate = t == system_type::call_gate16 || t == system_type::task_gate || t == system_type::call_gate;
+  const bool gate =
+      t == system_type::call_gate16 || t == system_type::task_gate || t == system_type::call_gate;
   const bool ok = found && (d.s() || (lar_type_ok(c, t) && !gate)) && visible(c, v, d);
   if (ok) write_sized(c, in, d.segment(v).limit);
   set_zf(c, ok);

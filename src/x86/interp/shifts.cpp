@@ -17,10 +17,12 @@ template <class Op, class T> struct Shift {
     return Step::next;
   }
   static Step mem_imm(Cpu& c, const Insn& in) {
-    return update_memory<T>(c, in, [n = static_cast<u8>(in.imm)](T a, u16& f) { return Op::template run<T>(a, n, f); });
+    return update_memory<T>(
+        c, in, [n = static_cast<u8>(in.imm)](T a, u16& f) { return Op::template run<T>(a, n, f); });
   }
   static Step mem_cl(Cpu& c, const Insn& in) {
-    return update_memory<T>(c, in, [n = c.reg<u8>(rcx * 8)](T a, u16& f) { return Op::template run<T>(a, n, f); });
+    return update_memory<T>(c, in,
+                            [n = c.reg<u8>(rcx * 8)](T a, u16& f) { return Op::template run<T>(a, n, f); });
   }
 };
 

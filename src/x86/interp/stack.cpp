@@ -11,7 +11,9 @@ template <class T> struct PushReg {
   static Step run(Cpu& c, const Insn& in) { return c.push<T>(c.reg<T>(in.rm)) ? Step::next : Step::abort; }
 };
 template <class T> struct PushImm {
-  static Step run(Cpu& c, const Insn& in) { return c.push<T>(static_cast<T>(in.imm)) ? Step::next : Step::abort; }
+  static Step run(Cpu& c, const Insn& in) {
+    return c.push<T>(static_cast<T>(in.imm)) ? Step::next : Step::abort;
+  }
 };
 template <class T> struct PushMem {
   static Step run(Cpu& c, const Insn& in) {
@@ -39,7 +41,8 @@ template <class T> struct PopMem {
   }
 };
 
-// A pushed selector occupies a whole slot, but only its 16 bits are written with a 32-bit operand on current hardware.
+// A pushed selector occupies a whole slot, but only its 16 bits are written with a 32-bit operand on current
+// hardware.
 template <class T> struct PushSegment {
   static Step run(Cpu& c, const Insn& in) {
     const u16 v = c.state.seg[in.reg].selector;

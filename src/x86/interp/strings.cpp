@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // String instructions and port I/O (SDM vol. 2, REP; vol. 1, 18.5 for port permissions).
 //
-// Repeated moves and stores run page by page on host memory when both sides are plain RAM; otherwise one element at a
-// time, each of them restartable.
+// Repeated moves and stores run page by page on host memory when both sides are plain RAM; otherwise one
+// element at a time, each of them restartable.
 #include "x86/interp/host_ops.h"
 #include "x86/interp/operands.h"
 
@@ -32,14 +32,16 @@ struct Strings {
   void consume(u64 n) { set(rcx, c.state.regs[rcx] - n); }
 
  private:
-  void set(Gpr r, u64 v) { c.state.regs[r] = in.addrsize == 2 ? (c.state.regs[r] & ~mask) | (v & mask) : v & mask; }
+  void set(Gpr r, u64 v) {
+    c.state.regs[r] = in.addrsize == 2 ? (c.state.regs[r] & ~mask) | (v & mask) : v & mask;
+  }
 };
 
 // Elements that fit before either operand leaves its page, going up.
 u64 elements_in_page(u64 address, u64 size) { return (page_size - (address & page_offset_mask)) / size; }
 
-// The loop every string instruction shares. `one` does one element and says whether it completed; `more` says whether
-// REPE/REPNE goes on; `fast` may do several elements at once and returns how many (0: use `one`).
+// The loop every string instruction shares. `one` does one element and says whether it completed; `more` says
+// whether REPE/REPNE goes on; `fast` may do several elements at once and returns how many (0: use `one`).
 template <class One, class More, class Fast> Step repeat(Strings& s, One one, More more, Fast fast) {
   Cpu& c = s.c;
   if (!s.repeated()) return one() ? Step::next : Step::abort;
@@ -88,7 +90,9 @@ template <class T> struct Movs {
       u64 n = std::min({most, elements_in_page(s.si(), sizeof(T)), elements_in_page(s.di(), sizeof(T))});
       if (n < 2) return 0;
       u64 bytes = n * sizeof(T);
-      if (!c.probe_fast(s.source(), s.si(), bytes, false, from) || !c.probe_fast(Seg::es, s.di(), bytes, true, to)) return 0;
+      if (!c.probe_fast(s.source(), s.si(), bytes, false, from) ||
+          !c.probe_fast(Seg::es, s.di(), bytes, true, to))
+        return 0;
       std::byte* src = c.fast_host(from, false);
       std::byte* dst = c.fast_host(to, true);
       if (src == nullptr || dst == nullptr) return 0;
@@ -215,7 +219,8 @@ template <class T> Step port_in(Cpu& c, u16 port) {
   return Step::next;
 }
 template <class T> Step port_out(Cpu& c, u16 port) {
-  return port_allowed(c, port, sizeof(T)) && c.port_write(port, sizeof(T), c.reg<T>(rax * 8)) ? Step::next : Step::abort;
+  return port_allowed(c, port, sizeof(T)) && c.port_write(port, sizeof(T), c.reg<T>(rax * 8)) ? Step::next
+                                                                                              : Step::abort;
 }
 template <class T> struct InImm {
   static Step run(Cpu& c, const Insn& in) { return port_in<T>(c, static_cast<u8>(in.imm)); }
@@ -261,8 +266,8 @@ template <class T> struct Outs {
   }
 };
 
-// The segment of the source operand, with an override: the decoder reports the first memory operand, which for MOVS and
-// CMPS may be the destination.
+// The segment of the source operand, with an override: the decoder reports the first memory operand, which
+// for MOVS and CMPS may be the destination.
 Seg source_segment(const Decoded& d) {
   Seg s = Seg::ds;
   for (unsigned i = 0; i < d.length; ++i) {

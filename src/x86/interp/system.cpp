@@ -72,13 +72,15 @@ Step handle_hlt(Cpu& c, const Insn&) {
   c.request_exit(CpuExit::halt);
   return Step::jump;
 }
-// MONITOR arms nothing: MWAIT is a hint that may end at once (SDM vol. 3, 8.10.3), and ends with the next event.
+// MONITOR arms nothing: MWAIT is a hint that may end at once (SDM vol. 3, 8.10.3), and ends with the next
+// event.
 Step handle_monitor(Cpu& c, const Insn& in) {
   if (c.state.cpl != 0) return c.ud();
   if (c.reg<u32>(rcx * 8) != 0) return c.gp();
   u8 ignored;
-  return c.read<u8>(static_cast<Seg>(in.seg), c.state.regs[rax] & Cpu::address_mask(in.addrsize), ignored) ? Step::next
-                                                                                                           : Step::abort;
+  return c.read<u8>(static_cast<Seg>(in.seg), c.state.regs[rax] & Cpu::address_mask(in.addrsize), ignored)
+             ? Step::next
+             : Step::abort;
 }
 Step handle_mwait(Cpu& c, const Insn&) {
   if (c.state.cpl != 0) return c.ud();
@@ -227,7 +229,8 @@ Step handle_hypercall(Cpu& c, const Insn&) {
   constexpr s64 not_permitted = -1; // -KVM_EPERM
   u64 result = static_cast<u64>(not_permitted);
   if (c.state.cpl == 0) {
-    result = c.platform.hypercall(argument(rax), {argument(rbx), argument(rcx), argument(rdx), argument(rsi)});
+    result =
+        c.platform.hypercall(argument(rax), {argument(rbx), argument(rcx), argument(rdx), argument(rsi)});
   }
   c.state.regs[rax] = wide ? result : static_cast<u32>(result);
   return Step::jump;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads, stores and locked operations on guest memory through host pointers. Guest memory is shared with other vCPUs and
-// with the VMM, which race on purpose as they do on hardware; each access is one machine instruction in assembly, so it
-// has x86's atomicity and ordering and no C++ data race, and any alignment is fine.
+// Loads, stores and locked operations on guest memory through host pointers. Guest memory is shared with
+// other vCPUs and with the VMM, which race on purpose as they do on hardware; each access is one machine
+// instruction in assembly, so it has x86's atomicity and ordering and no C++ data race, and any alignment is
+// fine.
 #pragma once
 
 #include "base/types.h"

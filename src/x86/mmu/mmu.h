@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Address translation of one vCPU (SDM vol. 3, chapter 4): paging modes, permissions, the software TLB, and the way from
-// a guest-physical address to host memory or to a device.
+// Address translation of one vCPU (SDM vol. 3, chapter 4): paging modes, permissions, the software TLB, and
+// the way from a guest-physical address to host memory or to a device.
 #pragma once
 
 #include "base/address.h"
@@ -43,9 +43,9 @@ class Mmu {
   u64 phys_reserved() const { return ~low_mask(max_phys_bits_); }
   void set_gbpages(bool on) { gbpages_ = on; }
 
-  // Walks the page tables for one access and sets accessed and dirty bits; false: `fault` is a #PF. `user` says that
-  // the access counts as a user-mode one, `implicit` that it is a supervisor access whatever the CPL, to which SMAP
-  // applies regardless of EFLAGS.AC. The address is canonical.
+  // Walks the page tables for one access and sets accessed and dirty bits; false: `fault` is a #PF. `user`
+  // says that the access counts as a user-mode one, `implicit` that it is a supervisor access whatever the
+  // CPL, to which SMAP applies regardless of EFLAGS.AC. The address is canonical.
   bool walk(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
 
   // Puts the page in the TLB table of `mode` as far as the fast path may use it.
@@ -61,13 +61,13 @@ class Mmu {
   TlbTable& table(TlbMode mode) { return context_->table[static_cast<unsigned>(mode)]; }
 
   // --- what instructions and events ask of the TLB ---
-  void flush_all();                        // everything, global pages too
-  void flush_non_global();                 // MOV CR3 without PCIDs
-  void flush_page(GuestVirt va);           // INVLPG
+  void flush_all();              // everything, global pages too
+  void flush_non_global();       // MOV CR3 without PCIDs
+  void flush_page(GuestVirt va); // INVLPG
   void flush_page_of(GuestVirt va, u16 pcid);
-  void flush_pcid(u16 pcid);               // INVPCID type 1: one context's non-global pages
-  void flush_all_contexts_non_global();    // INVPCID type 3
-  void select_context(u16 pcid);           // MOV CR3 with PCIDs
+  void flush_pcid(u16 pcid);            // INVPCID type 1: one context's non-global pages
+  void flush_all_contexts_non_global(); // INVPCID type 3
+  void select_context(u16 pcid);        // MOV CR3 with PCIDs
   void protect_host_page(const std::byte* host_page);
   void protect_all();
   // Takes the newest memory-slot table and forgets what was derived from the old one.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The software TLB: linear page to host page, for the accesses that need no further thought.
 //
-// An entry's tag matches only when the access is allowed, its accessed and dirty bits are already set, no watchpoint
-// covers the page, and (for stores) the page holds no decoded instructions and needs no dirty logging. Everything else
-// misses on purpose and takes the slow path in Mmu. The translator probes the same tables.
+// An entry's tag matches only when the access is allowed, its accessed and dirty bits are already set, no
+// watchpoint covers the page, and (for stores) the page holds no decoded instructions and needs no dirty
+// logging. Everything else misses on purpose and takes the slow path in Mmu. The translator probes the same
+// tables.
 #pragma once
 
 #include "base/address.h"
@@ -49,12 +50,12 @@ struct TlbTable {
   void protect_all();
 };
 
-// What an access is allowed to do depends on who makes it; each has tables of its own so that the fast path compares
-// one tag and nothing else.
+// What an access is allowed to do depends on who makes it; each has tables of its own so that the fast path
+// compares one tag and nothing else.
 enum class TlbMode : u8 {
-  user,          // CPL 3
-  kernel,        // CPL 0-2 and implicit supervisor accesses, user pages guarded by SMAP
-  kernel_ac,     // CPL 0-2 with EFLAGS.AC set, or SMAP off
+  user,      // CPL 3
+  kernel,    // CPL 0-2 and implicit supervisor accesses, user pages guarded by SMAP
+  kernel_ac, // CPL 0-2 with EFLAGS.AC set, or SMAP off
 };
 constexpr unsigned tlb_mode_count = 3;
 

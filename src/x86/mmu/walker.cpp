@@ -10,8 +10,8 @@ namespace ring3::x86 {
 namespace {
 
 namespace pte {
-constexpr u64 present = bit(0), writable = bit(1), user = bit(2), accessed = bit(5), dirty = bit(6), large = bit(7),
-              global = bit(8), nx = bit(63);
+constexpr u64 present = bit(0), writable = bit(1), user = bit(2), accessed = bit(5), dirty = bit(6),
+              large = bit(7), global = bit(8), nx = bit(63);
 constexpr u64 address = low_mask(52) & ~low_mask(12);
 } // namespace pte
 
@@ -40,7 +40,8 @@ template <class Entry> bool Mmu::read_entry(u64 pa, Entry& out, std::byte*& host
   return true;
 }
 
-// Sets bits in a paging-structure entry unless another processor changed it meanwhile: then the walk starts over.
+// Sets bits in a paging-structure entry unless another processor changed it meanwhile: then the walk starts
+// over.
 template <class Entry> bool Mmu::update_entry(u64 pa, std::byte* host, Entry& entry, Entry bits_to_set) {
   if ((entry & bits_to_set) == bits_to_set) return true;
   if (host == nullptr) return true;
@@ -106,8 +107,8 @@ bool Mmu::walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Tran
       writable = writable && (leaf & pte::writable) != 0;
     }
 
-    const bool smap_applies = (state_.cr4 & cr4::smap) != 0 && user_page &&
-                              (implicit || (state_.system_flags & rflags::ac) == 0);
+    const bool smap_applies =
+        (state_.cr4 & cr4::smap) != 0 && user_page && (implicit || (state_.system_flags & rflags::ac) == 0);
     if (user) {
       if (!user_page) return fail(va, access, user, pf::present, fault);
       if (access == Access::write && !writable) return fail(va, access, user, pf::present, fault);
@@ -217,7 +218,8 @@ bool Mmu::walk_long(GuestVirt va, Access access, bool user, bool implicit, Trans
       const bool access_disabled = (key_rights & 1) != 0;
       const bool write_disabled = (key_rights & 2) != 0 && (user || wp);
       if (access_disabled || (access == Access::write && write_disabled)) {
-        // Reported together with any ordinary violation only if the mode's rights alone would not have allowed it.
+        // Reported together with any ordinary violation only if the mode's rights alone would not have
+        // allowed it.
         code |= pf::present | pf::protection_key;
       }
       if (access_disabled || write_disabled) writable = false;

@@ -11,7 +11,8 @@ namespace {
 
 constexpr s64 no_such_call = -KVM_ENOSYS;
 
-// KVM_HC_SEND_IPI: one vector to the APIC IDs of a 128-bit map that starts at `first`. Returns how many took it.
+// KVM_HC_SEND_IPI: one vector to the APIC IDs of a 128-bit map that starts at `first`. Returns how many took
+// it.
 s64 send_ipi(IrqChip* irqchip, u64 map_low, u64 map_high, u64 first, u64 icr) {
   if (irqchip == nullptr) return no_such_call;
   ApicMessage message;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst). Results as KVM's: 0 or more, or a negated KVM_E* value.
+// KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst). Results as KVM's: 0 or more, or a negated
+// KVM_E* value.
 #pragma once
 
 #include "base/types.h"
