@@ -113,7 +113,7 @@ for memory in 0 1K 99999T 18446744073709551616 abc '' -1; do
   refused "--memory '$memory'" 2 --kernel "$t/halt" --memory="$memory"
 done
 for cpus in 0 1025 99999999999 abc '' -1; do refused "--cpus '$cpus'" 2 --kernel "$t/halt" --cpus="$cpus"; done
-for cpu in unheard-of max,+unheard-of max,-unheard-of max,sse ,; do
+for cpu in unheard-of max,+unheard-of max,-unheard-of max,sse ','; do
   refused "--cpu '$cpu'" 2 --kernel "$t/halt" --cpu "$cpu"
 done
 refused "unknown option" 2 --unheard-of
@@ -177,7 +177,11 @@ grep -E '^(ring3: error|fix): ' "$t/run-err" >"$err" || true
 judge "./run with a cache folder that cannot be" "$code" 1 error
 
 mkdir "$t/bin"
-printf '#!/bin/sh\nprintf "Filesystem 1M-blocks Used Available Capacity Mounted\\n/dev/x 9 9 3 99%% /\\n"\n' >"$t/bin/df"
+cat >"$t/bin/df" <<'EOF'
+#!/bin/sh
+echo "Filesystem 1M-blocks Used Available Capacity Mounted"
+echo "/dev/sda1 100 97 3 97% /"
+EOF
 chmod +x "$t/bin/df"
 code=0
 PATH=$t/bin:$PATH RING3_CACHE=$t/cache limited 120 "$root/run" -- true </dev/null >/dev/null 2>"$t/run-err" || code=$?

@@ -74,6 +74,7 @@ if ! $only_cpus; then
 
   # Standard error is its own stream, and arguments arrive as they were given.
   code=0
+  # shellcheck disable=SC2016 # expanded in the guest
   limited "$limit" "$ring3" run --quiet "${kernel[@]}" -- sh -c 'echo "$1"; echo oops >&2' sh "a  'b" \
     </dev/null >"$out" 2>"$err" || code=$?
   if [[ $code -eq 0 && $(<"$out") == "a  'b" && $(tr -d '\r' <"$err") == oops ]]; then
@@ -84,6 +85,7 @@ if ! $only_cpus; then
 
   # Without a command the console is a shell; powering off is exit code 0.
   code=0
+  # shellcheck disable=SC2016 # expanded in the guest
   printf 'echo six-times-seven-is-$((6*7))\npoweroff -f\n' |
     limited "$limit" "$ring3" run --quiet "${kernel[@]}" >"$out" 2>"$err" || code=$?
   if [[ $code -eq 0 ]] && grep -q six-times-seven-is-42 "$out"; then

@@ -215,6 +215,9 @@ bool write_misc_enable(Cpu& c, u32, u64 v, bool) {
   return true;
 }
 
+// Extended configuration space through port 0xcf8 (bit 46) may be switched on: there are no devices in it to reach.
+bool write_nb_cfg(Cpu&, u32, u64 v, bool) { return (v & ~bit(46)) == 0; }
+
 bool write_hwcr(Cpu& c, u32, u64 v, bool) {
   v &= ~(bit(3) | bit(6) | bit(8)); // FFDIS, SMMLOCK's neighbours: ignored as KVM does
   if ((v & ~(bit(24) | bit(18))) != 0) return false;
@@ -267,6 +270,7 @@ constexpr Entry table[] = {
     // The four counters every AMD processor has, which cannot be switched on here.
     {msr::k7_evntsel0, msr::k7_evntsel0 + 7, feature::always, read_constant<0>, write_zero_only},
     {msr::syscfg, msr::syscfg, feature::always, read_constant<0>, write_zero_only},
+    {msr::nb_cfg, msr::nb_cfg, feature::always, read_constant<0>, write_nb_cfg},
     {msr::hwcr, msr::hwcr, feature::always, read_field<&CpuState::hwcr>, write_hwcr},
     {msr::de_cfg, msr::de_cfg, feature::always, read_constant<bit(1)>, write_ignored}, // LFENCE is serialising
     // clang-format on

@@ -20,7 +20,7 @@ constexpr u32 p5_mc_addr = 0, p5_mc_type = 1, tsc = 0x10, platform_id = 0x17, ap
               mc0_ctl = 0x400, pkrs = 0x6e1, tsc_deadline = 0x6e0, x2apic_first = 0x800, x2apic_last = 0x8ff,
               xss = 0xda0, efer = 0xc0000080, star = 0xc0000081, lstar = 0xc0000082, cstar = 0xc0000083,
               sfmask = 0xc0000084, fs_base = 0xc0000100, gs_base = 0xc0000101, kernel_gs_base = 0xc0000102,
-              tsc_aux = 0xc0000103, k7_evntsel0 = 0xc0010000, syscfg = 0xc0010010, hwcr = 0xc0010015,
+              tsc_aux = 0xc0000103, k7_evntsel0 = 0xc0010000, syscfg = 0xc0010010, hwcr = 0xc0010015, nb_cfg = 0xc001001f,
               de_cfg = 0xc0011029;
 } // namespace msr
 

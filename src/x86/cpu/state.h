@@ -162,7 +162,7 @@ struct CpuState {
   u64 mc_banks[32 * 4] = {};
   u64 debugctl = 0;
   u64 virt_spec_ctrl = 0;
-  u64 hwcr = 0;
+  u64 hwcr = bit(24); // TscFreqSel: the TSC counts at the P0 frequency
   u64 ucode_rev = 0x100000000;
 
   X87State x87;

@@ -558,6 +558,8 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
   if (set.needs_vl) out.feature2 = feature::avx512vl;
 
   out.op = op_table[in.mnemonic];
+  // Without BMI1 the prefix means nothing and BSF is what runs: not for the feature check to refuse.
+  if (out.op == Op::tzcnt) out.feature = feature::always;
   const bool string_like = in.mnemonic == ZYDIS_MNEMONIC_MOVSD || in.mnemonic == ZYDIS_MNEMONIC_CMPSD;
   if (string_like && has_vector) out.op = Op::vector;
   // MOV between general, control and debug registers is the only MOV; KMOV and friends have names of their

@@ -33,12 +33,12 @@ class GuestTest : public testing::Test {
   }
 
   // A VM with `vcpus` vCPUs at code_at in real mode, all segments at 0.
-  void start(u32 vcpus = 1) {
+  void start(u32 vcpus = 1, const char* cpu_model = "max") {
     kvm_userspace_memory_region slot{};
     slot.memory_size = memory_size;
     slot.userspace_addr = reinterpret_cast<u64>(memory_);
     ASSERT_EQ(vm_->set_user_memory_region(slot), 0);
-    const auto model = x86::select_cpu_model("max");
+    const auto model = x86::select_cpu_model(cpu_model);
     ASSERT_TRUE(model.has_value());
     for (u32 i = 0; i < vcpus; ++i) {
       kvm::VcpuApi* v = nullptr;
@@ -279,6 +279,25 @@ TEST_F(GuestTest, LockedIncrementsOfTwoVcpusAddUp) {
   u32 total;
   memcpy(&total, memory_ + 0x6000, sizeof total);
   EXPECT_EQ(total, 2 * 65536u);
+}
+
+TEST_F(GuestTest, TzcntIsBsfWhereCpuidHasNoBmi1) {
+  // mov bx, 0; mov ax, 0x1234; tzcnt ax, bx; hlt — BSF leaves AX alone, TZCNT makes it 16
+  const auto program = {0xbb, 0x00, 0x00, 0xb8, 0x34, 0x12, 0xf3, 0x0f, 0xbc, 0xc3, 0xf4};
+  code(code_at, program);
+  start(1, "base");
+  EXPECT_EQ(run().exit_reason, KVM_EXIT_HLT);
+  EXPECT_EQ(regs().rax & 0xffff, 0x1234u);
+}
+
+TEST_F(GuestTest, InstructionsThatCpuidDoesNotOfferAreUndefined) {
+  // popcnt ax, bx; hlt — the baseline has no POPCNT; vector 6 at 0x1800: mov al, 0x66; hlt
+  code(code_at, {0xf3, 0x0f, 0xb8, 0xc3, 0xf4});
+  code(6 * 4, {0x00, 0x18, 0x00, 0x00});
+  code(0x1800, {0xb0, 0x66, 0xf4});
+  start(1, "base");
+  EXPECT_EQ(run().exit_reason, KVM_EXIT_HLT);
+  EXPECT_EQ(regs().rax & 0xff, 0x66u);
 }
 
 TEST_F(GuestTest, StateCallsRefuseImpossibleStates) {

@@ -271,7 +271,7 @@ void walk_vex(Walk& w, Encoding encoding) {
         s.b = x.b;
         s.z = x.z;
         s.mask = x.mask;
-        for (unsigned modrm = 7; modrm < 0x108; modrm += 8) {
+        for (unsigned modrm = 7; modrm < 0x100; modrm += 8) {
           if (modrm == 0x47) modrm = 0xc7;
           s.modrm = static_cast<u8>(modrm);
           s.needs_index = false;
@@ -281,6 +281,7 @@ void walk_vex(Walk& w, Encoding encoding) {
           if (w.offer(s, Fields{})) continue;
           if (modrm < 0xc0 && (s.map == 2)) {
             s.needs_index = true;
+            s.vvvv_used = !evex; // the mask of AVX2's gathers
             w.offer(s, Fields{});
           }
         }
