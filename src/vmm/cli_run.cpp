@@ -140,6 +140,7 @@ void print_stats(const Machine& machine, u64 nanoseconds) {
 }
 
 Result<int> run(const RunOptions& options) {
+  if (const Result<void> host = x86::check_host(); !host) return std::unexpected(host.error());
   const Result<u64> memory = parse_memory(options.memory);
   if (!memory) return std::unexpected(memory.error());
   const Result<u32> cpus = parse_cpus(options.cpus);

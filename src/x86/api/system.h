@@ -2,6 +2,7 @@
 // Makes virtual machines with this project's own x86-64 CPU.
 #pragma once
 
+#include "base/error.h"
 #include "kvm/api.h"
 
 #include <memory>
@@ -9,5 +10,9 @@
 namespace ring3::x86 {
 
 std::unique_ptr<kvm::VmApi> create_vm();
+
+// Has the host's processor what create_vm()'s guests need whatever their CPU model? Everything beyond it is left out of
+// the models one by one (cpu/cpuid_features.h).
+Result<void> check_host();
 
 } // namespace ring3::x86

@@ -575,8 +575,10 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
     out.condition = in.opcode & 15;
   } else if (out.op == Op::invalid && in.meta.isa_ext == ZYDIS_ISA_EXT_X87) {
     out.op = Op::x87;
-  } else if (out.op == Op::invalid && in.meta.isa_set == ZYDIS_ISA_SET_SSE3X87) {
-    out.op = Op::x87;
+  } else if (out.op == Op::invalid && in.meta.category == ZYDIS_CATEGORY_X87_ALU) {
+    out.op = Op::x87; // FISTTP, which counts as SSE3
+  } else if (out.op == Op::invalid && in.meta.category == ZYDIS_CATEGORY_CONVERT) {
+    out.op = Op::vector; // CVTSD2SI and its like from memory have no vector operand
   } else if (out.op == Op::invalid && in.mnemonic == ZYDIS_MNEMONIC_EMMS) {
     out.op = Op::vector;
   } else if (out.op == Op::invalid &&

@@ -57,6 +57,8 @@ template <class T, class F> Step update_memory_at(Cpu& cpu, Seg seg, u64 offset,
     return Step::next;
   }
   if (cpu.fault_pending) return Step::abort;
+  // A fault on the second page is one of a write.
+  if (a.page_offset() > page_size - sizeof(T) && !cpu.probe_write(seg, offset, sizeof(T))) return Step::abort;
   std::unique_lock guard(split_lock(), std::defer_lock);
   if (locked) guard.lock();
   T old;

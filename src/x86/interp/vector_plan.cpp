@@ -139,13 +139,23 @@ void emit_stub(const Decoded& h, const HostForm& form, bool floating, host::Emit
   for (unsigned i = 0; i < h.operands; ++i) {
     const Operand& o = h.operand[i];
     if (is_vector(o.kind)) {
-      // Destinations too: what an instruction leaves of them must be there before.
+      vector = true;
+      // Destinations too: what an instruction leaves of them must be there before. A register that is named
+      // with several widths is loaded once, with the widest.
+      bool loaded = false;
+      unsigned bits = bits_of(o.kind);
+      for (unsigned j = 0; j < h.operands; ++j) {
+        const Operand& other = h.operand[j];
+        if (!is_vector(other.kind) || other.reg != o.reg) continue;
+        loaded |= j < i;
+        bits = std::max(bits, bits_of(other.kind));
+      }
+      if (loaded) continue;
       if (legacy) {
         e.load_xmm(o.reg);
       } else {
-        e.load_vector(o.reg, bits_of(o.kind));
+        e.load_vector(o.reg, bits);
       }
-      vector = true;
     } else if (o.kind == Kind::mask) {
       e.load_mask(o.reg, wide_masks);
     } else if (o.kind == Kind::mmx) {
