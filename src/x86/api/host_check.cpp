@@ -16,8 +16,9 @@ Result<void> check_host() {
   const bool basic = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & cx16) == cx16 && (c & xsave) == xsave;
   const bool extended = __get_cpuid(0x80000001, &a, &b, &c, &d) != 0 && (c & lahf) == lahf;
   if (basic && extended) return {};
-  return fail("this processor lacks CMPXCHG16B, LAHF in 64-bit mode or XSAVE, which guest instructions run on",
-              "use an x86-64 host of 2011 or later, with XSAVE not disabled on its kernel's command line");
+  return fail(
+      "this processor lacks CMPXCHG16B, LAHF in 64-bit mode or XSAVE, which guest instructions run on",
+      "use an x86-64 host of 2011 or later, with XSAVE not disabled on its kernel's command line");
 }
 
 } // namespace ring3::x86

@@ -11,8 +11,8 @@ namespace ring3::x86 {
 
 std::unique_ptr<kvm::VmApi> create_vm();
 
-// Has the host's processor what create_vm()'s guests need whatever their CPU model? Everything beyond it is left out of
-// the models one by one (cpu/cpuid_features.h).
+// Has the host's processor what create_vm()'s guests need whatever their CPU model? Everything beyond it is
+// left out of the models one by one (cpu/cpuid_features.h).
 Result<void> check_host();
 
 } // namespace ring3::x86

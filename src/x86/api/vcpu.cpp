@@ -213,6 +213,18 @@ bool Vcpu::deliver_vector(u8 vector) {
   return cpu_.deliver_fault(f);
 }
 
+bool Vcpu::deliver_queued() {
+  const QueuedEvent e = *queued_;
+  queued_.reset();
+  if (e.type == EventType::exception) {
+    Fault f{.vector = static_cast<Vector>(e.vector), .error_code = e.error.value_or(0)};
+    f.cr2 = cpu_.state.cr2;
+    return cpu_.deliver_fault(f);
+  }
+  if (e.type == EventType::nmi) return cpu_.deliver_nmi();
+  return deliver_vector(e.vector);
+}
+
 bool Vcpu::deliver_pending() {
   cpu_.exit_pending = false;
   if (cpu_.replaying()) {
@@ -221,6 +233,7 @@ bool Vcpu::deliver_pending() {
     return true;
   }
   cpu_.window_wanted = false;
+  if (queued_ && !deliver_queued()) return false;
   if (nmis_posted_.load() != 0) {
     // One NMI is latched while another is being handled, and no more (SDM vol. 3, 6.7.1).
     const bool now = cpu_.can_take_nmi();

@@ -5,6 +5,7 @@
 
 #include "kvm/api.h"
 #include "kvm/arch.h"
+#include "kvm/state_api.h"
 #include "kvm/timer_queue.h"
 #include "kvm/vcpu.h"
 #include "x86/cpu/cpu.h"
@@ -17,7 +18,11 @@ namespace ring3::x86 {
 
 class Vm;
 
-class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, public GuestTsc {
+class Vcpu final : public kvm::VcpuApi,
+                   public kvm::VcpuStateApi,
+                   public Platform,
+                   public VcpuEvents,
+                   public GuestTsc {
  public:
   Vcpu(Vm& vm, u32 id);
   ~Vcpu() override;
@@ -40,6 +45,22 @@ class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, publ
   int interrupt(u32 vector) override;
   int nmi() override;
   u64 instructions() const override { return cpu_.instructions; }
+
+  // --- kvm::VcpuStateApi ---
+  int get_fpu(kvm_fpu& out) override;
+  int set_fpu(const kvm_fpu& in) override;
+  u32 xsave_size() const override;
+  int get_xsave(std::span<std::byte> area) override;
+  int set_xsave(std::span<const std::byte> area) override;
+  int get_xcrs(kvm_xcrs& out) override;
+  int set_xcrs(const kvm_xcrs& in) override;
+  int get_debugregs(kvm_debugregs& out) override;
+  int set_debugregs(const kvm_debugregs& in) override;
+  int get_vcpu_events(kvm_vcpu_events& out) override;
+  int set_vcpu_events(const kvm_vcpu_events& in) override;
+  int get_lapic(kvm_lapic_state& out) override;
+  int set_lapic(const kvm_lapic_state& in) override;
+  int translate(kvm_translation& t) override;
 
   // --- Platform: what the CPU reaches ---
   bool port_read(u16 port, u8 size, u32& value) override;
@@ -82,6 +103,7 @@ class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, publ
   // False: the guest shut down or needs user space while an event was delivered.
   bool deliver_pending();
   bool deliver_vector(u8 vector);
+  bool deliver_queued();
   bool interrupt_waiting() const;
   kvm::Entry exit_to_user(kvm_run& run);
   kvm::Entry finish(CpuExit why, kvm_run& run);
@@ -94,6 +116,14 @@ class Vcpu final : public kvm::VcpuApi, public Platform, public VcpuEvents, publ
   unsigned pauses_ = 0;
   bool external_open_ = false;       // the last exit waits for its answer
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
+
+  // An event that KVM_SET_VCPU_EVENTS says is on its way in: delivered before anything else.
+  struct QueuedEvent {
+    EventType type;
+    u8 vector;
+    std::optional<u32> error;
+  };
+  std::optional<QueuedEvent> queued_;
 
   // Posted by any thread, taken by ours.
   std::atomic<bool> init_posted_{false};

@@ -74,6 +74,14 @@ int Vm::get_dirty_log(u32 slot, std::span<u64> bitmap) {
   return slots_.get_dirty_log(slot, bitmap);
 }
 
+int Vm::get_irqchip(kvm_irqchip& chip) { return irqchip_ ? irqchip_->get_state(chip) : -ENXIO; }
+int Vm::set_irqchip(const kvm_irqchip& chip) { return irqchip_ ? irqchip_->set_state(chip) : -ENXIO; }
+int Vm::get_pit(kvm_pit_state2& out) { return irqchip_ ? irqchip_->get_pit_state(out) : -ENXIO; }
+int Vm::set_pit(const kvm_pit_state2& in) { return irqchip_ ? irqchip_->set_pit_state(in) : -ENXIO; }
+int Vm::set_gsi_routing(std::span<const kvm_irq_routing_entry> entries) {
+  return irqchip_ ? irqchip_->set_routing(entries) : -EINVAL;
+}
+
 void Vm::protect_code_pages(const Vcpu* from) {
   const u32 n = vcpu_count_.load(std::memory_order_acquire);
   for (u32 i = 0; i < n; ++i) {

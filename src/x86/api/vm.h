@@ -6,6 +6,7 @@
 #include "kvm/clock.h"
 #include "kvm/code_watch.h"
 #include "kvm/memory_slots.h"
+#include "kvm/state_api.h"
 #include "kvm/timer_queue.h"
 #include "x86/irqchip/irqchip.h"
 
@@ -17,7 +18,7 @@ namespace ring3::x86 {
 
 class Vcpu;
 
-class Vm final : public kvm::VmApi {
+class Vm final : public kvm::VmApi, public kvm::VmStateApi {
  public:
   explicit Vm(std::unique_ptr<kvm::Clock> clock);
   ~Vm() override;
@@ -32,6 +33,12 @@ class Vm final : public kvm::VmApi {
   int signal_msi(const kvm_msi& msi) override;
   int create_vcpu(u32 id, kvm::VcpuApi*& out) override;
   int get_dirty_log(u32 slot, std::span<u64> bitmap) override;
+
+  int get_irqchip(kvm_irqchip& chip) override;
+  int set_irqchip(const kvm_irqchip& chip) override;
+  int get_pit(kvm_pit_state2& out) override;
+  int set_pit(const kvm_pit_state2& in) override;
+  int set_gsi_routing(std::span<const kvm_irq_routing_entry> entries) override;
 
   const kvm::Clock& clock() const { return *clock_; }
   const kvm::MemorySlots& slots() const { return slots_; }

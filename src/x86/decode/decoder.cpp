@@ -476,6 +476,16 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
     return DecodeStatus::invalid;
   }
 
+  if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && (in.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 && in.raw.rex.B != 0) {
+    // With REX.B it is an XCHG, which the library does not know. A prefix that means nothing takes F3's place.
+    u8 copy[15];
+    std::memcpy(copy, bytes, in.length);
+    for (unsigned i = 0; i < in.raw.prefix_count; ++i) {
+      if (copy[i] == 0xf3) copy[i] = 0x3e;
+    }
+    return decode(copy, in.length, code_bits, out);
+  }
+
   out = Decoded{};
   out.length = in.length;
   out.code_bits = static_cast<u8>(code_bits);

@@ -53,6 +53,10 @@ Step write_cr(Cpu& c, const Insn& in) {
 
 // DR4 and DR5 name DR6 and DR7 unless CR4.DE is set (SDM vol. 3, 17.2.2). False: fault recorded.
 bool debug_register(Cpu& c, u8& n) {
+  if (c.state.cpl != 0) {
+    c.gp();
+    return false;
+  }
   if (n == 4 || n == 5) {
     if ((c.state.cr4 & cr4::de) != 0) {
       c.ud();
@@ -62,10 +66,6 @@ bool debug_register(Cpu& c, u8& n) {
   }
   if (n > 7) {
     c.ud();
-    return false;
-  }
-  if (c.state.cpl != 0) {
-    c.gp();
     return false;
   }
   if ((c.state.dr7 & bit(13)) != 0) {

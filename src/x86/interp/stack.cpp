@@ -41,12 +41,12 @@ template <class T> struct PopMem {
   }
 };
 
-// A pushed selector occupies a whole slot, but only its 16 bits are written with a 32-bit operand on current
-// hardware.
+// A pushed selector occupies a whole slot, but with a 32-bit operand current Intel processors write only its 16
+// bits; AMD's write all of it.
 template <class T> struct PushSegment {
   static Step run(Cpu& c, const Insn& in) {
     const u16 v = c.state.seg[in.reg].selector;
-    if constexpr (sizeof(T) == 4) {
+    if (sizeof(T) == 4 && !c.cpuid.amd()) {
       const u64 at = (c.sp() - 4) & c.stack_mask();
       if (!c.write<u16>(Seg::ss, at, v)) return Step::abort;
       c.set_sp(at);

@@ -57,6 +57,8 @@ template <bool mmx> Step run_store(Cpu& cpu, const Insn& in) {
   }
   if (cpu.fault_pending) return Step::abort;
   // A device, or two pages. The store may still have to wait for user space: nothing may have changed then.
+  // A page fault comes before what the instruction itself may raise.
+  if (!cpu.probe_write(seg, cpu.effective_address(in), p.memory_bytes)) return Step::abort;
   alignas(64) std::byte scratch[max_vector_bytes];
   const X87State before = cpu.state.x87;
   if constexpr (mmx) enter_mmx(cpu.state.x87);
@@ -68,6 +70,7 @@ template <bool mmx> Step run_store(Cpu& cpu, const Insn& in) {
 
 Step run_emms(Cpu& cpu, const Insn&) {
   if (!vector_needs_met(cpu.state, vector_needs::mmx)) return refuse_vector(cpu, vector_needs::mmx);
+  set_x87_top(cpu.state.x87, 0); // SDM vol. 1, table 9-3
   cpu.state.x87.ftw = 0;
   return Step::next;
 }

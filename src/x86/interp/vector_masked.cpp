@@ -128,7 +128,15 @@ Step run_masked_store(Cpu& cpu, const Insn& in) {
   return masked_store(cpu, in, p, enabled_elements(cpu, p), p.element_bytes);
 }
 
-// Exception classes without fault suppression: the whole operand is read whatever the mask says.
+// Exception classes without fault suppression: the whole operand is accessed whatever the mask says.
+Step run_whole_store(Cpu& cpu, const Insn& in) {
+  const VectorPlan& p = *in.plan;
+  if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
+    return refuse_vector(cpu, p.needs);
+  if (!cpu.probe_write(static_cast<Seg>(in.seg), cpu.effective_address(in), p.memory_bytes)) return Step::abort;
+  return masked_store(cpu, in, p, enabled_elements(cpu, p), p.element_bytes);
+}
+
 Step run_whole_load(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
   if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
@@ -290,7 +298,7 @@ Handler bind_vector_masked(const Decoded& d, Insn& in) {
     if (in.aux != 0) return d.memory_written ? run_compress : run_expand;
   }
   if (in.plan->element_bytes == 0) return nullptr;
-  if (d.memory_written) return run_masked_store;
+  if (d.memory_written) return in.plan->suppresses ? run_masked_store : run_whole_store;
   return in.plan->suppresses ? run_masked_load : run_whole_load;
 }
 

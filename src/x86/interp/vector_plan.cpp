@@ -81,11 +81,11 @@ bool reads_memory_whole(const Decoded& d) {
   switch (d.map) {
   case 1:
     return o == 0x12 || o == 0x14 || o == 0x15 || o == 0x16 || in(0x60, 0x63) || in(0x67, 0x6d) ||
-           o == 0x70 || in(0x71, 0x73) || o == 0xc6 || in(0xd1, 0xd3) || o == 0xe1 || o == 0xe2 ||
+           o == 0x70 || o == 0x71 || o == 0xc6 || in(0xd1, 0xd3) || o == 0xe1 || o == 0xe2 ||
            in(0xf1, 0xf3) || o == 0xf5 || o == 0xf6;
   case 2:
-    return o == 0x00 || o == 0x04 || in(0x0c, 0x0d) || o == 0x16 || o == 0x2b || o == 0x36 || o == 0x72 ||
-           in(0x75, 0x77) || in(0x7d, 0x7f) || o == 0x83 || o == 0x8d || o == 0x8f || o == 0xc4;
+    return o == 0x00 || o == 0x04 || in(0x0c, 0x0d) || o == 0x16 || o == 0x2b || o == 0x36 ||
+           (o == 0x72 && mandatory_prefix(d) == 3) || in(0x75, 0x77) || in(0x7d, 0x7f) || o == 0x83 || o == 0x8d || o == 0x8f || o == 0xc4;
   case 3:
     return in(0x00, 0x01) || in(0x03, 0x05) || o == 0x0f || o == 0x18 || o == 0x1a || o == 0x38 ||
            o == 0x3a || o == 0x23 || o == 0x42 || o == 0x43 || o == 0xce || o == 0xcf;
@@ -242,10 +242,17 @@ void describe_memory(const Decoded& h, VectorPlan& p) {
   if (h.evex_b || (broadcasts_tuple(h) && other_elements > n)) {
     // For {1toN} the mask covers the vector, not memory.
     p.replicates = true;
-    p.mask_bits = static_cast<u8>(h.evex_b ? h.vector_bits / std::max<unsigned>(8, memory->element_bits)
-                                           : other_elements);
+    unsigned bits = other_elements;
+    if (h.evex_b) {
+      // A widening conversion has fewer elements than its source would have in a whole register.
+      bits = h.vector_bits / std::max<unsigned>(8, memory->element_bits);
+      if (other_elements != 0) bits = std::min(bits, other_elements);
+    }
+    p.mask_bits = static_cast<u8>(bits);
   }
-  p.suppresses = h.memory_written || !reads_memory_whole(h);
+  // VEXTRACTF32X4 and its like are of class E6NF.
+  const bool extract = h.map == 3 && (h.opcode == 0x19 || h.opcode == 0x1b || h.opcode == 0x39 || h.opcode == 0x3b);
+  p.suppresses = h.memory_written ? !extract : !reads_memory_whole(h);
 }
 
 struct FormHash {

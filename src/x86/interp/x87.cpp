@@ -78,6 +78,8 @@ template <Operand87 kind> Step run_x87(Cpu& cpu, const Insn& in) {
   if constexpr (kind == Operand87::store) {
     // An unmasked exception found before the result exists leaves memory alone (SDM vol. 1, 8.5).
     const bool stored = (area.x87.fsw & ~unsigned{area.x87.fcw} & (invalid | overflow | underflow)) == 0;
+    // The page is looked at all the same.
+    if (!stored && !cpu.probe_write(seg, offset, in.aux)) return Step::abort;
     if (stored && !write_number(cpu, seg, offset, in.aux, memory)) return Step::abort;
   }
   cpu.state.flags = static_cast<u16>(flags);

@@ -52,6 +52,9 @@ class Mmu {
   // A fetch vouches for fetches only, and a data access for data accesses: their rights differ.
   void fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, const Backing& b);
 
+  // Where a linear address leads, for a debugger: no rights are checked and nothing is set. False: nowhere.
+  bool probe(GuestVirt va, GuestPhys& out);
+
   // Host memory behind a guest-physical page. For a store, marks the page dirty when it is logged.
   Backing backing(GuestPhys a);
   void mark_dirty(const Backing& b, GuestPhys a) {

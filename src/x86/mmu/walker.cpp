@@ -243,6 +243,38 @@ bool Mmu::walk_long(GuestVirt va, Access access, bool user, bool implicit, Trans
   }
 }
 
+bool Mmu::probe(GuestVirt va, GuestPhys& out) {
+  if ((state_.cr0 & cr0::pg) == 0) {
+    out = GuestPhys{va.value & low_mask(32)};
+    return true;
+  }
+  const bool pae = (state_.cr4 & cr4::pae) != 0;
+  const unsigned index_bits = pae ? 9 : 10;
+  int level = !pae ? 2 : !state_.long_mode() ? 2 : (state_.cr4 & cr4::la57) != 0 ? 5 : 4;
+  u64 table = !pae ? state_.cr3 & 0xfffff000 : state_.cr3 & pte::address & ~phys_reserved();
+  if (pae && !state_.long_mode()) {
+    const u64 pdpte = state_.pdpte[field(va.value, 31, 30)];
+    if ((pdpte & pte::present) == 0) return false;
+    table = pdpte & pte::address;
+  }
+  for (;; --level) {
+    const unsigned shift = 12 + index_bits * static_cast<unsigned>(level - 1);
+    const u64 index = field(va.value, shift + index_bits - 1, shift);
+    u64 entry = 0;
+    if (!read_phys(GuestPhys{table + index * (pae ? 8 : 4)}, &entry, pae ? 8 : 4)) return false;
+    if ((entry & pte::present) == 0) return false;
+    const bool large =
+        level > 1 && level <= 3 && (entry & pte::large) != 0 && (pae || (state_.cr4 & cr4::pse) != 0);
+    if (level == 1 || large) {
+      u64 frame = entry & pte::address & ~low_mask(shift);
+      if (!pae && large) frame = (entry & 0xffc00000) | field(entry, 20, 13) << 32;
+      out = GuestPhys{frame | (va.value & low_mask(shift))};
+      return true;
+    }
+    table = entry & pte::address;
+  }
+}
+
 bool Mmu::load_pdptes(u64 cr3) {
   u64 entry[4];
   for (unsigned i = 0; i < 4; ++i) {
