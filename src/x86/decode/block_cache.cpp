@@ -72,6 +72,17 @@ bool BlockCache::current_and_equal(Block& b) const {
   return true;
 }
 
+const std::byte* BlockCache::fetch(GuestVirt at, GuestPhys& pa) {
+  Translation t;
+  Backing b;
+  if (!cpu_.fetch_page(at, t, b)) return nullptr;
+  pa = t.pa;
+  if (b.host != nullptr) return b.host;
+  cpu_.internal_error = "instruction fetch from a device";
+  cpu_.request_exit(CpuExit::internal_error);
+  return nullptr;
+}
+
 Block* BlockCache::follow_link() {
   if (current_ == nullptr || !cpu_.code64_) return nullptr;
   const u64 rip = cpu_.state.regs[reg_rip];
@@ -103,15 +114,7 @@ Block* BlockCache::lookup(bool single) {
   GuestPhys pa{};
   bool have_pa = false;
   if (e->exec_tag != at.page().value) {
-    Translation t;
-    Backing b;
-    if (!cpu_.fetch_page(at, t, b)) return nullptr;
-    if (b.host == nullptr) {
-      cpu_.internal_error = "instruction fetch from a device";
-      cpu_.request_exit(CpuExit::internal_error);
-      return nullptr;
-    }
-    pa = t.pa;
+    if (fetch(at, pa) == nullptr) return nullptr;
     have_pa = true;
     e = &cpu_.code_tlb_->at(linear);
   }
@@ -124,12 +127,7 @@ Block* BlockCache::lookup(bool single) {
   if (slot.key == key && current_and_equal(*slot.block)) [[likely]] {
     block = slot.block;
   } else {
-    if (!have_pa) {
-      Translation t;
-      Backing b;
-      if (!cpu_.fetch_page(at, t, b)) return nullptr;
-      pa = t.pa;
-    }
+    if (!have_pa && fetch(at, pa) == nullptr) return nullptr;
     block = build(at, pa, host, key, single);
     if (block == nullptr) return nullptr;
   }
@@ -232,15 +230,9 @@ Block* BlockCache::build_split(GuestVirt at, const u8* first, u64 first_size) {
   if (e.exec_tag == next.value) {
     host = reinterpret_cast<const std::byte*>(next.value + e.addend);
   } else {
-    Translation t;
-    Backing b;
-    if (!cpu_.fetch_page(next, t, b)) return nullptr;
-    if (b.host == nullptr) {
-      cpu_.internal_error = "instruction fetch from a device";
-      cpu_.request_exit(CpuExit::internal_error);
-      return nullptr;
-    }
-    host = b.host;
+    GuestPhys ignored;
+    host = fetch(next, ignored);
+    if (host == nullptr) return nullptr;
   }
   if (first_size < 15) copy_guest(bytes.data() + first_size, host, 15 - first_size);
 

@@ -80,6 +80,9 @@ class BlockCache {
   };
   static constexpr unsigned split_bits = 9;
 
+  // The host page that instructions at `at` come from, with the TLB filled; null: a fault or exit is
+  // recorded.
+  const std::byte* fetch(GuestVirt at, GuestPhys& pa);
   Block* build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 key, bool single);
   Block* build_split(GuestVirt at, const u8* first, u64 first_size);
   bool current_and_equal(Block& b) const;

@@ -98,12 +98,6 @@ template <class Op> Handler unary(const Decoded& d, Insn& in) {
 
 // --- multiplication and division ---
 
-template <class T> bool read_rm(Cpu& c, const Insn& in, T& v) {
-  if ((in.flags & insn_flag::mem) != 0) return c.read_operand<T>(in, v);
-  v = c.reg<T>(in.rm);
-  return true;
-}
-
 // One-operand MUL and IMUL: RDX:RAX = RAX * b (AX = AL * b for bytes). The undefined flags are the host's.
 #define RING3_MULTIPLY(name, text)                                                                           \
   struct name {                                                                                              \

@@ -7,12 +7,6 @@ namespace ring3::x86 {
 
 namespace {
 
-template <class T> bool read_rm(Cpu& c, const Insn& in, T& v) {
-  if ((in.flags & insn_flag::mem) != 0) return c.read_operand<T>(in, v);
-  v = c.reg<T>(in.rm);
-  return true;
-}
-
 // --- BT, BTS, BTR, BTC ---
 
 template <class Op, bool Writes, class T> struct BitTest {

@@ -44,16 +44,10 @@ Step handle_loop(Cpu& c, const Insn& in) {
   return Step::jump;
 }
 
-template <class T> bool read_target(Cpu& c, const Insn& in, T& v) {
-  if ((in.flags & insn_flag::mem) != 0) return c.read_operand<T>(in, v);
-  v = c.reg<T>(in.rm);
-  return true;
-}
-
 template <class T> struct JumpIndirect {
   static Step run(Cpu& c, const Insn& in) {
     T target;
-    return read_target<T>(c, in, target) ? jump_to(c, target, sizeof(T)) : Step::abort;
+    return read_rm<T>(c, in, target) ? jump_to(c, target, sizeof(T)) : Step::abort;
   }
 };
 
@@ -69,7 +63,7 @@ template <class T> struct CallRelative {
 template <class T> struct CallIndirect {
   static Step run(Cpu& c, const Insn& in) {
     T target;
-    return read_target<T>(c, in, target) ? call_to<T>(c, target) : Step::abort;
+    return read_rm<T>(c, in, target) ? call_to<T>(c, target) : Step::abort;
   }
 };
 template <class T> struct Return {

@@ -107,11 +107,7 @@ Step handle_clts(Cpu& c, const Insn&) {
 Step handle_lmsw(Cpu& c, const Insn& in) {
   if (c.state.cpl != 0) return c.gp();
   u16 v;
-  if ((in.flags & insn_flag::mem) != 0) {
-    if (!c.read_operand<u16>(in, v)) return Step::abort;
-  } else {
-    v = c.reg<u16>(in.rm);
-  }
+  if (!read_rm<u16>(c, in, v)) return Step::abort;
   // LMSW can set PE but not clear it.
   const u64 low = (v & 0xfu) | (c.state.cr0 & cr0::pe);
   return write_cr0(c, (c.state.cr0 & ~u64{0xf}) | low) ? Step::jump : Step::abort;

@@ -89,22 +89,14 @@ Handler bind_mov(const Decoded& d, Insn& in) {
 
 template <class To, class From> Step extend(Cpu& c, const Insn& in) {
   From v;
-  if ((in.flags & insn_flag::mem) != 0) {
-    if (!c.read_operand<From>(in, v)) return Step::abort;
-  } else {
-    v = c.reg<From>(in.rm);
-  }
+  if (!read_rm<From>(c, in, v)) return Step::abort;
   c.set_reg<To>(in.reg, static_cast<To>(v));
   return Step::next;
 }
 // Sign extension goes through the signed type of the source.
 template <class To, class From> Step extend_signed(Cpu& c, const Insn& in) {
   From v;
-  if ((in.flags & insn_flag::mem) != 0) {
-    if (!c.read_operand<From>(in, v)) return Step::abort;
-  } else {
-    v = c.reg<From>(in.rm);
-  }
+  if (!read_rm<From>(c, in, v)) return Step::abort;
   c.set_reg<To>(in.reg, static_cast<To>(static_cast<s64>(static_cast<std::make_signed_t<From>>(v))));
   return Step::next;
 }
@@ -329,11 +321,7 @@ Step handle_salc(Cpu& c, const Insn&) {
 template <class T> struct Cmov {
   static Step run(Cpu& c, const Insn& in) {
     T v;
-    if ((in.flags & insn_flag::mem) != 0) {
-      if (!c.read_operand<T>(in, v)) return Step::abort; // read whatever the condition says
-    } else {
-      v = c.reg<T>(in.rm);
-    }
+    if (!read_rm<T>(c, in, v)) return Step::abort; // memory is read whatever the condition says
     // A 32-bit CMOV clears the upper half even when it moves nothing.
     c.set_reg<T>(in.reg, condition_holds(in.aux, c.state.flags) ? v : c.reg<T>(in.reg));
     return Step::next;

@@ -74,6 +74,13 @@ template <class T, class F> Step update_memory(Cpu& cpu, const Insn& in, F f) {
                              (in.flags & insn_flag::lock) != 0, f);
 }
 
+// The ModRM.rm operand, from a register or from memory. False: abort.
+template <class T> bool read_rm(Cpu& cpu, const Insn& in, T& v) {
+  if ((in.flags & insn_flag::mem) != 0) return cpu.read_operand<T>(in, v);
+  v = cpu.reg<T>(in.rm);
+  return true;
+}
+
 // The condition of Jcc, SETcc and CMOVcc (SDM vol. 2, appendix B, table B-10).
 inline bool condition_holds(u8 cc, u16 f) {
   bool r;

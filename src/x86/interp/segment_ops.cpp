@@ -7,12 +7,6 @@ namespace ring3::x86 {
 
 namespace {
 
-bool read_selector(Cpu& c, const Insn& in, u16& v) {
-  if ((in.flags & insn_flag::mem) != 0) return c.read_operand<u16>(in, v);
-  v = c.reg<u16>(in.rm);
-  return true;
-}
-
 // To a register the whole operand size is written, zero-extended; to memory always 16 bits.
 Step write_selector(Cpu& c, const Insn& in, u16 v) {
   if ((in.flags & insn_flag::mem) != 0) return c.write_operand<u16>(in, v) ? Step::next : Step::abort;
@@ -28,7 +22,7 @@ Step mov_from_segment(Cpu& c, const Insn& in) { return write_selector(c, in, c.s
 
 Step mov_to_segment(Cpu& c, const Insn& in) {
   u16 v;
-  if (!read_selector(c, in, v)) return Step::abort;
+  if (!read_rm<u16>(c, in, v)) return Step::abort;
   const auto seg = static_cast<Seg>(in.reg);
   if (!load_data_segment(c, seg, v)) return Step::abort;
   if (seg == Seg::ss) {
@@ -101,7 +95,7 @@ Step handle_lldt(Cpu& c, const Insn& in) {
   if (s.real_or_v86()) return c.ud();
   if (s.cpl != 0) return c.gp();
   u16 v;
-  if (!read_selector(c, in, v)) return Step::abort;
+  if (!read_rm<u16>(c, in, v)) return Step::abort;
   Segment& ldtr = s.segment(Seg::ldtr);
   if (null_selector(v)) {
     ldtr = Segment{};
@@ -123,7 +117,7 @@ Step handle_ltr(Cpu& c, const Insn& in) {
   if (s.real_or_v86()) return c.ud();
   if (s.cpl != 0) return c.gp();
   u16 v;
-  if (!read_selector(c, in, v)) return Step::abort;
+  if (!read_rm<u16>(c, in, v)) return Step::abort;
   if (null_selector(v)) return c.gp();
   if ((v & 4) != 0) return c.gp(selector_error(v));
   Descriptor d;
@@ -200,7 +194,7 @@ Step handle_lar(Cpu& c, const Insn& in) {
   u16 v;
   Descriptor d;
   bool found;
-  if (!read_selector(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
+  if (!read_rm<u16>(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
   const bool ok = found && (d.s() || lar_type_ok(c, d.type())) && visible(c, v, d);
   if (ok) write_sized(c, in, (d.raw >> 32) & 0x00f0ff00);
   set_zf(c, ok);
@@ -212,7 +206,7 @@ Step handle_lsl(Cpu& c, const Insn& in) {
   u16 v;
   Descriptor d;
   bool found;
-  if (!read_selector(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
+  if (!read_rm<u16>(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
   const u8 t = found ? d.type() : u8{0};
   const bool gate =
       t == system_type::call_gate16 || t == system_type::task_gate || t == system_type::call_gate;
@@ -227,7 +221,7 @@ Step handle_verify(Cpu& c, const Insn& in) {
   u16 v;
   Descriptor d;
   bool found;
-  if (!read_selector(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
+  if (!read_rm<u16>(c, in, v) || !peek_descriptor(c, v, d, found)) return Step::abort;
   const bool writing = in.aux != 0;
   const bool ok = found && d.s() && visible(c, v, d) &&
                   (writing ? !d.code() && (d.type() & 2) != 0 : !d.code() || (d.type() & 2) != 0);

@@ -69,11 +69,7 @@ template <class Op> Handler bind_double_shift(const Decoded& d, Insn& in) {
 // SARX, SHLX, SHRX: dst, src (register or memory), count register. RORX: dst, src, immediate.
 template <class Op, class T> Step shift_without_flags(Cpu& c, const Insn& in) {
   T a;
-  if ((in.flags & insn_flag::mem) != 0) {
-    if (!c.read_operand<T>(in, a)) return Step::abort;
-  } else {
-    a = c.reg<T>(in.rm);
-  }
+  if (!read_rm<T>(c, in, a)) return Step::abort;
   u16 ignored = 0;
   c.set_reg<T>(in.reg, Op::template run<T>(a, c.reg<T>(in.aux), ignored));
   return Step::next;
@@ -87,11 +83,7 @@ template <class Op> Handler bind_shift_without_flags(const Decoded& d, Insn& in)
 template <class T> struct Rorx {
   static Step run(Cpu& c, const Insn& in) {
     T a;
-    if ((in.flags & insn_flag::mem) != 0) {
-      if (!c.read_operand<T>(in, a)) return Step::abort;
-    } else {
-      a = c.reg<T>(in.rm);
-    }
+    if (!read_rm<T>(c, in, a)) return Step::abort;
     u16 ignored = 0;
     c.set_reg<T>(in.reg, host::Ror::run<T>(a, static_cast<u8>(in.imm), ignored));
     return Step::next;

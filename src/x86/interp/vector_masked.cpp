@@ -106,6 +106,11 @@ Step masked_store(Cpu& cpu, const Insn& in, const VectorPlan& p, u64 wanted, uns
     }
     if (cpu.fault_pending) return Step::abort;
   }
+  // A page fault comes before what the instruction itself may raise.
+  for (u64 rest = wanted; rest != 0; rest &= rest - 1) {
+    const u64 at = cpu.effective_address(in) + static_cast<unsigned>(std::countr_zero(rest)) * element_bytes;
+    if (!cpu.probe_write(static_cast<Seg>(in.seg), at, element_bytes)) return Step::abort;
+  }
   alignas(64) std::byte scratch[max_vector_bytes];
   const u32 mxcsr = cpu.state.x87.mxcsr;
   if (p.run(&cpu.state, scratch) != 0) return simd_exception(cpu);
