@@ -95,7 +95,9 @@ void Rtc::adopt_registers() {
   const s64 date = first.time_since_epoch().count() + static_cast<s64>(decode(ram_[day])) - 1;
   const s64 now =
       date * day_seconds + static_cast<s64>(hour * 3600 + decode(ram_[minutes]) * 60 + decode(ram_[seconds]));
-  offset_ns_ = now * second_ns - static_cast<s64>(clock_.wall_ns());
+  // The clock runs from 1970 to 2255, which 64 bits of nanoseconds hold; times beyond stop at the ends.
+  constexpr s64 latest = 9'000'000'000;
+  offset_ns_ = std::clamp<s64>(now, 0, latest) * second_ns - static_cast<s64>(clock_.wall_ns());
   last_ns_ = guest_ns();
 }
 
