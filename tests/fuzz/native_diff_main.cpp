@@ -109,22 +109,25 @@ int main(int argc, char** argv) {
   for (u64 first = 0; elapsed() < o.seconds; first += batch) {
     for (const Form& f : d.forms().forms) {
       if (failed.contains(f.key)) continue;
+      if (!o.only && elapsed() > o.seconds) break;
       std::string report;
       const bool ok = o.only ? d.run(f, *o.only, 1, report) : d.run(f, first, batch, report);
       if (ok) continue;
       failed[f.key] = true;
       if (described++ < o.show) fmt::print("{}\n", report);
-      if (elapsed() > o.seconds) break;
     }
     if (o.only || d.forms().forms.empty()) break;
   }
   const Progress& p = d.progress();
   if (o.json) {
-    fmt::print("{{\"forms\": {}, \"cases\": {}, \"faults\": {}, \"forms_that_differ\": {}, \"cases_per_second\": {:.0f}}}\n",
-               d.forms().forms.size(), p.cases, p.faults, failed.size(), static_cast<double>(p.cases) / elapsed());
+    fmt::print("{{\"forms\": {}, \"cases\": {}, \"faults\": {}, \"forms_that_differ\": {}, "
+               "\"cases_per_second\": {:.0f}}}\n",
+               d.forms().forms.size(), p.cases, p.faults, failed.size(),
+               static_cast<double>(p.cases) / elapsed());
   } else {
     fmt::print("{} forms, {} cases ({} of them faults on both), {:.0f} a second; {} forms differ\n",
-               d.forms().forms.size(), p.cases, p.faults, static_cast<double>(p.cases) / elapsed(), failed.size());
+               d.forms().forms.size(), p.cases, p.faults, static_cast<double>(p.cases) / elapsed(),
+               failed.size());
   }
   return failed.empty() ? 0 : 1;
 }

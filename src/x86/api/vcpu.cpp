@@ -133,7 +133,7 @@ u64 Vcpu::hypercall(u64 number, const std::array<u64, 4>& arguments) {
   return static_cast<u64>(kvm_hypercall(vm_.irqchip(), number, arguments));
 }
 
-void Vcpu::code_page_found(const std::byte*) { vm_.protect_code_pages(this); }
+void Vcpu::code_page_found() { vm_.protect_code_pages(this); }
 
 // --- posted events ---
 

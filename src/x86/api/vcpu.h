@@ -78,7 +78,7 @@ class Vcpu final : public kvm::VcpuApi,
   void pause() override;
   void poll() override;
   u64 hypercall(u64 number, const std::array<u64, 4>& arguments) override;
-  void code_page_found(const std::byte* host_page) override;
+  void code_page_found() override;
 
   // --- VcpuEvents: what the local APIC and other CPUs post ---
   void event_pending() override { vcpu_.post(kvm::request::event); }

@@ -54,7 +54,7 @@ class Platform {
   // Called every few thousand instructions: run timers that are due.
   virtual void poll() = 0;
   // This CPU found a page of code: other CPUs must not store to it unseen any more.
-  virtual void code_page_found(const std::byte* host_page) = 0;
+  virtual void code_page_found() = 0;
 };
 
 // Why the executor came back.

@@ -332,7 +332,11 @@ bool Cpu::deliver_fault(const Fault& cause) {
   Fault f = cause;
   bool first = true;
   Vector previous = Vector::db; // benign
-  for (;;) {
+  // #AC while #AC is being delivered is benign for ever: processors hang there. Here the instruction faults anew
+  // after a while, so that the run loop sees its exit word.
+  constexpr unsigned max_rounds = 8;
+  for (unsigned round = 0;; ++round) {
+    if (round == max_rounds) return true;
     if (!first) {
       if (previous == Vector::df) {
         request_exit(CpuExit::shutdown);

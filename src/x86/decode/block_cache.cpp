@@ -185,7 +185,7 @@ Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 
       if (page->lines.fetch_or(lines, std::memory_order_acq_rel) == 0) {
         const std::byte* host_page = host - pa.page_offset();
         cpu_.mmu.protect_host_page(host_page);
-        cpu_.platform.code_page_found(host_page);
+        cpu_.platform.code_page_found();
       }
       // Bytes that changed while we looked, before the page was watched, would go unnoticed for ever.
       if (!equal_guest(bytes.data(), host, used)) continue;

@@ -11,6 +11,7 @@ bool Cpu::settle_abort() {
   code_update_size_ = 0;
   if (fault_pending) {
     forget_replay();
+    ++instructions; // a guest that does nothing but fault must come to poll() too
     const Fault f = fault;
     if (!deliver_fault(f)) return false;
     return true;

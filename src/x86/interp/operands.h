@@ -30,6 +30,29 @@ inline bool is_gpr(const Operand& o) { return o.kind == Operand::Kind::gpr; }
 inline bool is_mem(const Operand& o) { return o.kind == Operand::Kind::mem; }
 inline bool is_imm(const Operand& o) { return o.kind == Operand::Kind::imm; }
 
+// DS or what a prefix names instead, for operands that are implied: the source of a string instruction, [rAX]
+// of MONITOR and CLZERO. The decoder describes only operands that are written out.
+inline Seg overridden_segment(const Decoded& d) {
+  Seg s = Seg::ds;
+  for (unsigned i = 0; i < d.length; ++i) {
+    switch (d.bytes[i]) {
+    case 0x26: s = Seg::es; break;
+    case 0x2e: s = Seg::cs; break;
+    case 0x36: s = Seg::ss; break;
+    case 0x3e: s = Seg::ds; break;
+    case 0x64: s = Seg::fs; break;
+    case 0x65: s = Seg::gs; break;
+    case 0x66:
+    case 0x67:
+    case 0xf0:
+    case 0xf2:
+    case 0xf3: break;
+    default: return d.code_bits == 64 && s != Seg::fs && s != Seg::gs ? Seg::ds : s;
+    }
+  }
+  return s;
+}
+
 // Locked operations that straddle a page have no single host address to lock.
 inline std::mutex& split_lock() {
   static std::mutex m;

@@ -266,33 +266,10 @@ template <class T> struct Outs {
   }
 };
 
-// The segment of the source operand, with an override: the decoder reports the first memory operand, which
-// for MOVS and CMPS may be the destination.
-Seg source_segment(const Decoded& d) {
-  Seg s = Seg::ds;
-  for (unsigned i = 0; i < d.length; ++i) {
-    switch (d.bytes[i]) {
-    case 0x26: s = Seg::es; break;
-    case 0x2e: s = Seg::cs; break;
-    case 0x36: s = Seg::ss; break;
-    case 0x3e: s = Seg::ds; break;
-    case 0x64: s = Seg::fs; break;
-    case 0x65: s = Seg::gs; break;
-    case 0x66:
-    case 0x67:
-    case 0xf0:
-    case 0xf2:
-    case 0xf3: break;
-    default: return d.code_bits == 64 && s != Seg::fs && s != Seg::gs ? Seg::ds : s;
-    }
-  }
-  return s;
-}
-
 } // namespace
 
 Handler bind_strings(const Decoded& d, Insn& in, const CpuidTable&) {
-  if (d.op >= Op::movsb && d.op <= Op::outsd) in.seg = static_cast<u8>(source_segment(d));
+  if (d.op >= Op::movsb && d.op <= Op::outsd) in.seg = static_cast<u8>(overridden_segment(d));
   switch (d.op) {
   case Op::movsb: return Movs<u8>::run;
   case Op::movsw: return Movs<u16>::run;

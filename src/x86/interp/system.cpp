@@ -271,7 +271,7 @@ Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   case Op::cli: return handle_cli;
   case Op::sti: return handle_sti;
   case Op::hlt: return handle_hlt;
-  case Op::monitor: in.seg = static_cast<u8>(Seg::ds); return handle_monitor;
+  case Op::monitor: in.seg = static_cast<u8>(overridden_segment(d)); return handle_monitor;
   case Op::mwait: return handle_mwait;
   case Op::cpuid: return handle_cpuid;
   case Op::rdtsc: return cpuid.has(feature::tsc) ? handle_rdtsc : nullptr;
@@ -293,7 +293,7 @@ Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   // Each vendor has its own; the other's is undefined.
   case Op::vmcall: return cpuid.amd() ? nullptr : handle_hypercall;
   case Op::vmmcall: return cpuid.amd() ? handle_hypercall : nullptr;
-  case Op::clzero: in.seg = static_cast<u8>(Seg::ds); return handle_clzero;
+  case Op::clzero: in.seg = static_cast<u8>(overridden_segment(d)); return handle_clzero;
   default: return nullptr;
   }
 }

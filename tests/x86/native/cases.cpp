@@ -10,10 +10,11 @@ namespace ring3::x86::native {
 
 namespace {
 
-constexpr u32 float_values[] = {0x00000000, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000,
-                                0xffc00000, 0x7f800001, 0xffa00000, 0x00000001, 0x80000001, 0x007fffff, 0x00800000,
-                                0x80800000, 0x7f7fffff, 0xff7fffff, 0x3f000000, 0x40490fdb, 0x4b000000, 0x4b000001,
-                                0x4f000000, 0xcf000000, 0x4effffff, 0x5f000000, 0x3effffff, 0x33800000, 0x7fffffff};
+constexpr u32 float_values[] = {0x00000000, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000,
+                                0x7fc00000, 0xffc00000, 0x7f800001, 0xffa00000, 0x00000001, 0x80000001,
+                                0x007fffff, 0x00800000, 0x80800000, 0x7f7fffff, 0xff7fffff, 0x3f000000,
+                                0x40490fdb, 0x4b000000, 0x4b000001, 0x4f000000, 0xcf000000, 0x4effffff,
+                                0x5f000000, 0x3effffff, 0x33800000, 0x7fffffff};
 constexpr u64 double_values[] = {
     0x0000000000000000, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x7ff0000000000000,
     0xfff0000000000000, 0x7ff8000000000000, 0xfff8000000000000, 0x7ff0000000000001, 0xfff4000000000000,
@@ -25,17 +26,39 @@ struct Extended {
   u64 mantissa;
   u16 exponent;
 };
-constexpr Extended extended_values[] = {
-    {0, 0}, {0, 0x8000}, {u64{1} << 63, 0x3fff}, {u64{1} << 63, 0xbfff}, {u64{1} << 63, 0x7fff},
-    {u64{1} << 63, 0xffff}, {u64{3} << 62, 0x7fff}, {u64{3} << 62, 0xffff}, {(u64{1} << 63) | 1, 0x7fff},
-    {(u64{5} << 61), 0xffff}, {1, 0}, {1, 0x8000}, {~u64{0} >> 1, 0}, {u64{1} << 63, 0}, // pseudo-denormal
-    {u64{1} << 62, 0x3fff},                                                               // unnormal
-    {0, 0x7fff},                                                                          // pseudo-infinity
-    {1, 0x7fff},                                                                          // pseudo-NaN
-    {u64{1} << 63, 1}, {~u64{0}, 0x7ffe}, {~u64{0}, 0xfffe}, {0xc90fdaa22168c235, 0x4000},
-    {u64{1} << 63, 0x401e}, {u64{1} << 63, 0x403e}, {u64{1} << 63, 0xc03e}, {u64{1} << 63, 0x4007},
-    {u64{1} << 63, 0x3ffe}, {u64{1} << 63, 0x3f80}, {~u64{0}, 0x3fff}, {~u64{0}, 0x407e}, {~u64{0}, 0x43fe},
-    {u64{1} << 63, 0x3c00}, {u64{1} << 63, 0xe000}, {u64{1} << 63, 0x5fff}};
+constexpr Extended extended_values[] = {{0, 0},
+                                        {0, 0x8000},
+                                        {u64{1} << 63, 0x3fff},
+                                        {u64{1} << 63, 0xbfff},
+                                        {u64{1} << 63, 0x7fff},
+                                        {u64{1} << 63, 0xffff},
+                                        {u64{3} << 62, 0x7fff},
+                                        {u64{3} << 62, 0xffff},
+                                        {(u64{1} << 63) | 1, 0x7fff},
+                                        {(u64{5} << 61), 0xffff},
+                                        {1, 0},
+                                        {1, 0x8000},
+                                        {~u64{0} >> 1, 0},
+                                        {u64{1} << 63, 0},      // pseudo-denormal
+                                        {u64{1} << 62, 0x3fff}, // unnormal
+                                        {0, 0x7fff},            // pseudo-infinity
+                                        {1, 0x7fff},            // pseudo-NaN
+                                        {u64{1} << 63, 1},
+                                        {~u64{0}, 0x7ffe},
+                                        {~u64{0}, 0xfffe},
+                                        {0xc90fdaa22168c235, 0x4000},
+                                        {u64{1} << 63, 0x401e},
+                                        {u64{1} << 63, 0x403e},
+                                        {u64{1} << 63, 0xc03e},
+                                        {u64{1} << 63, 0x4007},
+                                        {u64{1} << 63, 0x3ffe},
+                                        {u64{1} << 63, 0x3f80},
+                                        {~u64{0}, 0x3fff},
+                                        {~u64{0}, 0x407e},
+                                        {~u64{0}, 0x43fe},
+                                        {u64{1} << 63, 0x3c00},
+                                        {u64{1} << 63, 0xe000},
+                                        {u64{1} << 63, 0x5fff}};
 
 constexpr u64 spread(u64 element, unsigned bits) {
   u64 v = 0;
@@ -110,10 +133,10 @@ u64 CaseMaker::pick_address(Random& r, u64 size) {
   if (size == 0) size = 1;
   const u64 middle = arena::data + arena::page;
   switch (r.below(32)) {
-  case 0: return middle - 1 - r.below(size);                           // across the pages
-  case 1: return arena::data_end - 1 - r.below(size);                  // into nothing
-  case 2: return arena::data - 1 - r.below(size);                      // from nothing
-  case 3: return arena::data_end - size;                               // up to the end
+  case 0: return middle - 1 - r.below(size);                            // across the pages
+  case 1: return arena::data_end - 1 - r.below(size);                   // into nothing
+  case 2: return arena::data - 1 - r.below(size);                       // from nothing
+  case 3: return arena::data_end - size;                                // up to the end
   case 4: return arena::data + 64 * (1 + r.below(100)) - r.below(size); // across a cache line
   case 5:
   case 6: return arena::data + r.below(arena::region_size - size);
@@ -128,18 +151,18 @@ u64 CaseMaker::pick_target(Random& r, unsigned code_bits) {
   return t;
 }
 
-bool CaseMaker::encode(const Form& form, Random& r, Fields& f, Case& out) {
+bool CaseMaker::encode(const Form& form, Random& e, Random& r, Fields& f, Case& out) {
   const Shape& s = form.shape;
   const bool wide = s.code_bits == 64;
   const unsigned registers = wide ? s.encoding == Encoding::evex ? 32 : 16 : 8;
   f = Fields{};
-  f.reg = static_cast<u8>(form.free_reg ? r.below(registers) : s.modrm >> 3 & 7U);
-  f.rm = static_cast<u8>(form.free_rm ? r.below(registers) : s.modrm & 7U);
-  if (!form.free_rm && out.decoded.modrm_offset == 0) f.rm = static_cast<u8>(wide ? r.below(16) : 0);
-  if (s.vvvv_used) f.vvvv = static_cast<u8>(r.below(registers));
-  if (s.modrm >= 0xc0 && form.free_rm && form.free_reg && r.one_in(6)) f.rm = f.reg;
-  if (s.vvvv_used && r.one_in(6)) f.vvvv = f.reg;
-  if (s.vvvv_used && r.one_in(6)) f.vvvv = f.rm;
+  f.reg = static_cast<u8>(form.free_reg ? e.below(registers) : s.modrm >> 3 & 7U);
+  f.rm = static_cast<u8>(form.free_rm ? e.below(registers) : s.modrm & 7U);
+  if (!form.free_rm && out.decoded.modrm_offset == 0) f.rm = static_cast<u8>(wide ? e.below(16) : 0);
+  if (s.vvvv_used) f.vvvv = static_cast<u8>(e.below(registers));
+  if (s.modrm >= 0xc0 && form.free_rm && form.free_reg && e.one_in(6)) f.rm = f.reg;
+  if (s.vvvv_used && e.one_in(6)) f.vvvv = f.reg;
+  if (s.vvvv_used && e.one_in(6)) f.vvvv = f.rm;
   f.base = static_cast<u8>(r.below(wide ? 16 : 8));
   f.index = static_cast<u8>(r.below(s.needs_index ? registers : wide ? 16 : 8));
   f.scale = static_cast<u8>(r.below(4));
@@ -155,17 +178,17 @@ bool CaseMaker::encode(const Form& form, Random& r, Fields& f, Case& out) {
   f.displacement_size = static_cast<u8>(r.below(3));
   if (f.displacement_size == 2) f.displacement_size = 4;
   f.displacement = static_cast<u32>(r.one_in(2) ? integer(r, 32) : r.below(0x200) - 0x100);
-  if (s.mask != 0) f.mask = static_cast<u8>(1 + r.below(7));
+  if (s.mask != 0) f.mask = static_cast<u8>(1 + e.below(7));
   f.address_prefix = wide && r.one_in(10);
   if (r.one_in(40)) {
     constexpr u8 plain[] = {0x26, 0x2e, 0x36, 0x3e};
     f.segment_prefix = plain[r.below(4)];
   }
-  f.short_vex = r.one_in(3);
-  const u64 value = integer(r, 8U << r.below(4));
+  f.short_vex = e.one_in(3);
+  const u64 value = integer(e, 8U << e.below(4));
   std::memcpy(f.rest.data(), &value, 8);
-  f.rest[8] = static_cast<u8>(r.next());
-  f.rest[9] = static_cast<u8>(r.next());
+  f.rest[8] = static_cast<u8>(e.next());
+  f.rest[9] = static_cast<u8>(e.next());
   return true;
 }
 
@@ -198,7 +221,9 @@ void CaseMaker::fill_state(Random& r, Case& c) {
   s.rip = arena::instruction;
   s.flags = (r.next() & (rflags::arithmetic | rflags::id)) | rflags::fixed1 | rflags::if_;
   if (r.one_in(6)) s.flags |= rflags::df;
-  if (r.one_in(48)) s.flags |= rflags::ac;
+  // Which vector and x87 accesses count as unaligned, processors do not agree on.
+  const Op op = c.decoded.op;
+  if (r.one_in(48) && op != Op::vector && op != Op::x87 && op != Op::enter) s.flags |= rflags::ac;
   fill_x87(r, s.x87);
   s.x87.mxcsr = 0x1f80;
   if (r.one_in(2)) s.x87.mxcsr |= static_cast<u32>(r.next() & 0xe07f);
@@ -238,7 +263,8 @@ void CaseMaker::place_operand(const Form&, Random& r, Fields&, Case& c, MemoryIm
       g[d.index] = r.below(0x1000);
       displacement = target - (g[d.index] << d.scale);
     }
-    if (d.disp_size == 32) store_raw<u32>(c.bytes.data.data() + d.disp_offset, static_cast<u32>(displacement));
+    if (d.disp_size == 32)
+      store_raw<u32>(c.bytes.data.data() + d.disp_offset, static_cast<u32>(displacement));
     if (d.disp_size == 64) store_raw<u64>(c.bytes.data.data() + d.disp_offset, displacement);
   } else {
     const u64 displacement = static_cast<u64>(d.displacement);
@@ -272,6 +298,7 @@ void CaseMaker::place_operand(const Form&, Random& r, Fields&, Case& c, MemoryIm
     const u64 v = integer(r, 8U << r.below(4));
     std::memcpy(value, &v, 8);
   }
+  if (d.op == Op::ldmxcsr || d.op == Op::vldmxcsr) value[2] &= 0xfd; // AMD's MISALIGNSSE
   if (d.op == Op::jmp || d.op == Op::call) {
     const u64 t = pick_target(r, d.code_bits);
     std::memcpy(value, &t, 8);
@@ -290,12 +317,30 @@ void CaseMaker::place_implicit(Random& r, Case& c, MemoryImage& memory) {
   };
   const auto stack_slot = [&](u64 value) {
     const u64 offset = g[rsp] - arena::stack;
-    if (offset <= arena::region_size - 8) std::memcpy(memory.stack + offset, &value, 8);
+    if (offset >= arena::region_size) return;
+    std::memcpy(memory.stack + offset, &value, std::min<u64>(8, arena::region_size - offset));
   };
   switch (d.op) {
-  case Op::movsb: case Op::movsw: case Op::movsd: case Op::movsq: case Op::cmpsb: case Op::cmpsw: case Op::cmpsd:
-  case Op::cmpsq: case Op::stosb: case Op::stosw: case Op::stosd: case Op::stosq: case Op::lodsb: case Op::lodsw:
-  case Op::lodsd: case Op::lodsq: case Op::scasb: case Op::scasw: case Op::scasd: case Op::scasq:
+  case Op::movsb:
+  case Op::movsw:
+  case Op::movsd:
+  case Op::movsq:
+  case Op::cmpsb:
+  case Op::cmpsw:
+  case Op::cmpsd:
+  case Op::cmpsq:
+  case Op::stosb:
+  case Op::stosw:
+  case Op::stosd:
+  case Op::stosq:
+  case Op::lodsb:
+  case Op::lodsw:
+  case Op::lodsd:
+  case Op::lodsq:
+  case Op::scasb:
+  case Op::scasw:
+  case Op::scasd:
+  case Op::scasq:
     point(rsi, d.operand_bytes);
     point(rdi, d.operand_bytes);
     if (r.one_in(4)) g[rdi] = g[rsi] + r.below(64) - 32; // overlap
@@ -309,19 +354,24 @@ void CaseMaker::place_implicit(Random& r, Case& c, MemoryImage& memory) {
     break;
   case Op::xlat: point(rbx, 256); break;
   case Op::clzero: point(rax, 64); break;
-  case Op::leave:
-    g[rbp] = g[rsp] + (r.below(64) & ~u64{7});
-    break;
+  case Op::leave: g[rbp] = g[rsp] + (r.below(64) & ~u64{7}); break;
   case Op::enter: g[rbp] = r.one_in(2) ? g[rsp] + 64 : arena::stack + r.below(arena::region_size); break;
-  case Op::popf: case Op::popfd: case Op::popfq: stack_slot(r.next() & ~rflags::tf); break;
+  case Op::popf:
+  case Op::popfd:
+  case Op::popfq: stack_slot(r.next() & ~rflags::tf); break;
   case Op::ret: {
     stack_slot(pick_target(r, d.code_bits));
     break;
   }
-  case Op::jmp: case Op::call:
-    if (d.operand[0].kind == Operand::Kind::gpr) g[d.operand[0].reg / 8] = pick_target(r, d.code_bits);
+  case Op::jmp:
+  case Op::call:
+    if (d.operand[0].kind == Operand::Kind::gpr && d.operand[0].reg != rsp * 8)
+      g[d.operand[0].reg / 8] = pick_target(r, d.code_bits);
     break;
-  case Op::bt: case Op::bts: case Op::btr: case Op::btc:
+  case Op::bt:
+  case Op::bts:
+  case Op::btr:
+  case Op::btc:
     // The bit string reaches as far as the register says; keep it near.
     if (d.has_memory && d.operand[1].kind == Operand::Kind::gpr) {
       const unsigned reg = d.operand[1].reg / 8;
@@ -329,11 +379,17 @@ void CaseMaker::place_implicit(Random& r, Case& c, MemoryImage& memory) {
       if (d.code_bits != 64) g[reg] &= 0xffffffff;
     }
     break;
-  case Op::jcxz: case Op::jecxz: case Op::jrcxz: case Op::loop: case Op::loope: case Op::loopne:
+  case Op::jcxz:
+  case Op::jecxz:
+  case Op::jrcxz:
+  case Op::loop:
+  case Op::loope:
+  case Op::loopne:
     if (r.one_in(2)) g[rcx] = r.below(3) | (r.one_in(2) ? r.next() << 32 : 0);
     if (d.code_bits != 64) g[rcx] &= 0xffffffff;
     break;
-  case Op::div: case Op::idiv:
+  case Op::div:
+  case Op::idiv:
     // Most quotients of random numbers do not fit.
     if (r.one_in(2)) {
       g[rdx] = r.one_in(2) ? 0 : r.below(16) - 8;
@@ -341,29 +397,38 @@ void CaseMaker::place_implicit(Random& r, Case& c, MemoryImage& memory) {
       if (d.code_bits != 64) g[rdx] &= 0xffffffff;
     }
     break;
-  case Op::cmpxchg8b: case Op::cmpxchg16b: case Op::cmpxchg:
+  case Op::cmpxchg8b:
+  case Op::cmpxchg16b:
+  case Op::cmpxchg:
     if (r.one_in(2)) g[rdx] = r.below(2);
     break;
   case Op::vector: {
     const std::string_view name = mnemonic_of(d);
-    if (name.find("maskmov") != name.npos && !d.has_memory) point(rdi, 16);
+    // What faults when nothing is written is up to the processor.
+    if (name.find("maskmov") != name.npos && !d.has_memory) {
+      point(rdi, 16);
+      const u64 at = arena::data + r.below(arena::region_size - 16);
+      g[rdi] = (g[rdi] & ~mask) | at;
+    }
     break;
   }
   default: break;
   }
 }
 
-bool CaseMaker::make(const Form& form, u64 seed, Case& c, MemoryImage& memory) {
+bool CaseMaker::make(const Form& form, u64 encoding_seed, u64 seed, Case& c, MemoryImage& memory) {
   Random r(seed);
+  Random registers(encoding_seed ^ 0x72656773);
   Fields f;
   const Shape& s = form.shape;
   bool found = false;
   for (unsigned attempt = 0; attempt < 24 && !found; ++attempt) {
     c.decoded = form.sample;
-    encode(form, r, f, c);
+    encode(form, registers, r, f, c);
     c.bytes = assemble(s, f);
     Decoded d;
-    if (decode(c.bytes.data.data(), std::min(c.bytes.size, 15U), s.code_bits, d) != DecodeStatus::ok) continue;
+    if (decode(c.bytes.data.data(), std::min(c.bytes.size, 15U), s.code_bits, d) != DecodeStatus::ok)
+      continue;
     if (form_key(d) * 2 + (s.code_bits == 64 ? 1 : 0) != form.key) continue;
     if (d.segment == Seg::fs || d.segment == Seg::gs) continue;
     c.decoded = d;

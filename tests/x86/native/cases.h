@@ -19,9 +19,9 @@ class CaseMaker {
  public:
   explicit CaseMaker(u64 seed);
 
-  // The same for the same arguments, whatever was made before. `memory` is the arena as the case wants it. False: no
-  // encoding of this form came up.
-  bool make(const Form& form, u64 seed, Case& out, MemoryImage& memory);
+  // The same for the same arguments, whatever was made before. `memory` is the arena as the case wants it.
+  // False: no encoding of this form came up.
+  bool make(const Form& form, u64 encoding_seed, u64 seed, Case& out, MemoryImage& memory);
 
  private:
   struct Vector64 {
@@ -30,7 +30,7 @@ class CaseMaker {
   static constexpr unsigned pool_size = 4096;
 
   u64 integer(Random& r, unsigned bits = 64);
-  bool encode(const Form& form, Random& r, Fields& f, Case& out);
+  bool encode(const Form& form, Random& e, Random& r, Fields& f, Case& out);
   void fill_state(Random& r, Case& c);
   void fill_x87(Random& r, X87State& x);
   void place_operand(const Form& form, Random& r, Fields& f, Case& c, MemoryImage& memory);

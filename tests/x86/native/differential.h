@@ -13,7 +13,8 @@ namespace ring3::x86::native {
 
 struct Progress {
   u64 cases = 0;
-  u64 faults = 0; // cases in which both faulted, the same
+  u64 faults = 0;  // cases in which both faulted, the same
+  u64 allowed = 0; // cases in which processors may differ, and did
   u64 mismatches = 0;
   u64 no_encoding = 0;
 };
@@ -23,7 +24,8 @@ class Differential {
   explicit Differential(u64 seed);
 
   const char* unusable() const { return native_.unusable(); }
-  // The forms that are compared, after those the guest does not offer and the host does not have were left out.
+  // The forms that are compared, after those the guest does not offer and the host does not have were left
+  // out.
   const FormList& forms() const { return forms_; }
   // Only forms whose mnemonic contains this.
   void filter(std::string_view part);

@@ -70,8 +70,8 @@ Bytes assemble(const Shape& s, const Fields& f) {
   const bool memory = s.modrm < 0xc0;
   const bool has_index = memory && (f.address == Fields::Address::base_index ||
                                     f.address == Fields::Address::index_only || s.needs_index);
-  const bool has_base = memory && f.address != Fields::Address::rip && f.address != Fields::Address::absolute &&
-                        f.address != Fields::Address::index_only;
+  const bool has_base = memory && f.address != Fields::Address::rip &&
+                        f.address != Fields::Address::absolute && f.address != Fields::Address::index_only;
   const unsigned r = f.reg >> 3 & 1U;
   const unsigned x = has_index ? f.index >> 3 & 1U : memory ? 0 : f.rm >> 4 & 1U;
   const unsigned b = has_base ? f.base >> 3 & 1U : memory ? 0 : f.rm >> 3 & 1U;
@@ -110,7 +110,8 @@ Bytes assemble(const Shape& s, const Fields& f) {
     out.add(0x62);
     out.add((r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | (r4 ^ 1) << 4 | s.map);
     out.add((s.w ? 0x80U : 0U) | (~f.vvvv & 15U) << 3 | 4 | s.pp);
-    out.add((s.z ? 0x80U : 0U) | static_cast<unsigned>(s.l) << 5 | (s.b ? 0x10U : 0U) | (v4 ^ 1) << 3 | f.mask);
+    out.add((s.z ? 0x80U : 0U) | static_cast<unsigned>(s.l) << 5 | (s.b ? 0x10U : 0U) | (v4 ^ 1) << 3 |
+            f.mask);
     break;
   }
   }
@@ -122,38 +123,75 @@ Bytes assemble(const Shape& s, const Fields& f) {
 
 namespace {
 
-// Instructions without ModRM take the byte as an immediate, which does no harm, except that the register of opcode
-// forms is REX.B alone.
+// Instructions without ModRM take the byte as an immediate, which does no harm, except that the register of
+// opcode forms is REX.B alone.
 bool string_op(Op op) { return op >= Op::movsb && op <= Op::scasq; }
 
 const char* skip_reason(const Decoded& d, const ZydisDecodedInstruction& in) {
   if (in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) return "far control transfer: needs descriptor tables";
   switch (d.op) {
-  case Op::cpuid: case Op::rdtsc: case Op::rdtscp: case Op::rdpid: case Op::rdrand: case Op::rdseed:
-  case Op::xgetbv: case Op::rdpmc: case Op::rdpru:
-    return "shows the host's identity, time or random numbers";
-  case Op::sgdt: case Op::sidt: case Op::sldt: case Op::str: case Op::smsw:
-    return "UMIP: Linux emulates it for user space";
-  case Op::rdfsbase: case Op::rdgsbase: case Op::wrfsbase: case Op::wrgsbase:
-    return "FS and GS bases belong to the test process";
-  case Op::lds: case Op::les: case Op::lfs: case Op::lgs: case Op::lss:
-    return "loads a segment register: needs descriptor tables";
-  case Op::lar: case Op::lsl: case Op::verr: case Op::verw: return "reads the host's descriptor tables";
-  case Op::syscall: case Op::sysenter: case Op::int_: case Op::int1: case Op::int3: case Op::into:
-  case Op::vmcall: case Op::vmmcall:
-    return "enters the kernel or the hypervisor";
-  case Op::iret: case Op::iretd: case Op::iretq: return "far control transfer: needs descriptor tables";
-  case Op::rdpkru: case Op::wrpkru: return "depends on the host's CR4.PKE";
-  case Op::monitor: case Op::mwait: return "depends on the host's hypervisor";
-  case Op::in: case Op::out: case Op::insb: case Op::insw: case Op::insd: case Op::outsb: case Op::outsw:
-  case Op::outsd:
-    return "port access: needs a TSS";
+  case Op::cpuid:
+  case Op::rdtsc:
+  case Op::rdtscp:
+  case Op::rdpid:
+  case Op::rdrand:
+  case Op::rdseed:
+  case Op::xgetbv:
+  case Op::rdpmc:
+  case Op::rdpru: return "shows the host's identity, time or random numbers";
+  case Op::sgdt:
+  case Op::sidt:
+  case Op::sldt:
+  case Op::str:
+  case Op::smsw: return "UMIP: Linux emulates it for user space";
+  case Op::rdfsbase:
+  case Op::rdgsbase:
+  case Op::wrfsbase:
+  case Op::wrgsbase: return "FS and GS bases belong to the test process";
+  case Op::lds:
+  case Op::les:
+  case Op::lfs:
+  case Op::lgs:
+  case Op::lss: return "loads a segment register: needs descriptor tables";
+  case Op::lar:
+  case Op::lsl:
+  case Op::verr:
+  case Op::verw: return "reads the host's descriptor tables";
+  case Op::syscall:
+  case Op::sysenter:
+  case Op::int_:
+  case Op::int1:
+  case Op::int3:
+  case Op::into:
+  case Op::vmcall:
+  case Op::vmmcall: return "enters the kernel or the hypervisor";
+  case Op::iret:
+  case Op::iretd:
+  case Op::iretq: return "far control transfer: needs descriptor tables";
+  case Op::rdpkru:
+  case Op::wrpkru: return "depends on the host's CR4.PKE";
+  case Op::monitor:
+  case Op::mwait: return "depends on the host's hypervisor";
+  case Op::in:
+  case Op::out:
+  case Op::insb:
+  case Op::insw:
+  case Op::insd:
+  case Op::outsb:
+  case Op::outsw:
+  case Op::outsd: return "port access: needs a TSS";
   default: break;
   }
+  if (d.op == Op::nop && d.map == 1 && d.opcode == 0x0d)
+    return "AMD refuses 0F 0D with a register, Intel does not";
+  if (d.op == Op::movsxd && d.operand_bytes == 2) return "AMD reads 32 bits, Intel 16";
   if (d.op >= Op::fxsave && d.op <= Op::xrstors64) return "state saving: has tests of its own";
+  if (d.op == Op::push && d.operand[0].kind == Operand::Kind::segment && d.operand_bytes == 4)
+    return "AMD writes 32 bits, Intel 16";
   for (unsigned i = 0; i < d.operands; ++i) {
     const Operand& o = d.operand[i];
-    if (o.kind == Operand::Kind::segment && o.written) return "loads a segment register: needs descriptor tables";
+    if (o.kind == Operand::Kind::segment && o.written)
+      return "loads a segment register: needs descriptor tables";
   }
   if (d.code_bits != 64) {
     if (d.op == Op::vector || d.op == Op::x87) return "32-bit code: the same handlers as in 64-bit code";
@@ -191,7 +229,8 @@ class Walk {
       return true;
     }
     form.free_reg = stays(s, f, key, [](Fields& x, unsigned v) { x.reg = static_cast<u8>(v); });
-    if (s.modrm >= 0xc0) form.free_rm = stays(s, f, key, [](Fields& x, unsigned v) { x.rm = static_cast<u8>(v); });
+    if (s.modrm >= 0xc0)
+      form.free_rm = stays(s, f, key, [](Fields& x, unsigned v) { x.rm = static_cast<u8>(v); });
     out_.forms.push_back(std::move(form));
     return true;
   }
@@ -216,8 +255,8 @@ class Walk {
 };
 
 void walk_legacy(Walk& w, unsigned code_bits) {
-  constexpr std::array<u8, 2> prefix_sets[] = {{0, 0},       {0x66, 0},    {0xf3, 0},    {0xf2, 0}, {0x66, 0xf3},
-                                               {0x66, 0xf2}, {0xf0, 0}, {0xf0, 0x66}};
+  constexpr std::array<u8, 2> prefix_sets[] = {{0, 0},       {0x66, 0},    {0xf3, 0}, {0xf2, 0},
+                                               {0x66, 0xf3}, {0x66, 0xf2}, {0xf0, 0}, {0xf0, 0x66}};
   for (const auto& prefixes : prefix_sets) {
     for (unsigned rex_w = 0; rex_w < (code_bits == 64 ? 2U : 1U); ++rex_w) {
       for (unsigned at = 0; at < 1024; ++at) {
@@ -230,8 +269,9 @@ void walk_legacy(Walk& w, unsigned code_bits) {
         if (s.map == 0) {
           // Prefixes and the escapes to other maps.
           const u8 o = s.opcode;
-          if (o == 0x0f || o == 0x26 || o == 0x2e || o == 0x36 || o == 0x3e || (o >= 0x64 && o <= 0x67) || o == 0xf0 ||
-              o == 0xf2 || o == 0xf3 || (code_bits == 64 && ((o & 0xf0) == 0x40 || o == 0x62 || o == 0xc4 || o == 0xc5))) {
+          if (o == 0x0f || o == 0x26 || o == 0x2e || o == 0x36 || o == 0x3e || (o >= 0x64 && o <= 0x67) ||
+              o == 0xf0 || o == 0xf2 || o == 0xf3 ||
+              (code_bits == 64 && ((o & 0xf0) == 0x40 || o == 0x62 || o == 0xc4 || o == 0xc5))) {
             continue;
           }
         }
@@ -300,7 +340,7 @@ u64 form_key(const Decoded& d) {
   mix(d.map);
   mix(d.opcode);
   mix(d.vector_bits);
-  mix(d.operand_bytes);
+  if (d.op != Op::vector && d.op != Op::x87) mix(d.operand_bytes);
   mix(d.lock);
   if (string_op(d.op)) mix(2 + d.rep + 2U * d.repne);
   mix(d.evex_b);
@@ -332,7 +372,8 @@ const char* mnemonic_of(const Decoded& d) {
 
 std::string disassemble(const u8* bytes, unsigned size, unsigned code_bits) {
   ZydisDisassembledInstruction out;
-  if (!ZYAN_SUCCESS(ZydisDisassembleIntel(machine_mode(code_bits), 0x10000800, bytes, size, &out))) return "(bad)";
+  if (!ZYAN_SUCCESS(ZydisDisassembleIntel(machine_mode(code_bits), 0x10000800, bytes, size, &out)))
+    return "(bad)";
   return out.text;
 }
 

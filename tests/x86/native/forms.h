@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instruction forms there are: found by walking the encoding space and asking the decoder, not listed by hand.
+// The instruction forms there are: found by walking the encoding space and asking the decoder, not listed by
+// hand.
 #pragma once
 
 #include "x86/decode/decoded.h"
@@ -20,7 +21,7 @@ struct Shape {
   u8 pp = 0;                    // VEX and EVEX: 0 none, 1 66, 2 F3, 3 F2
   bool w = false;
   u8 l = 0;
-  u8 modrm = 0; // mod 3 for registers; otherwise mod and rm are the case's
+  u8 modrm = 0;             // mod 3 for registers; otherwise mod and rm are the case's
   bool needs_index = false; // gathers and scatters
   bool vvvv_used = false;
   bool b = false, z = false;

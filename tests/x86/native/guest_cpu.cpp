@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "guest_cpu.h"
 
+#include "../no_platform.h"
 #include "x86/cpu/cpuid_model.h"
 #include "x86/decode/block_cache.h"
 #include "x86/interp/bind.h"
@@ -9,34 +10,17 @@
 
 namespace ring3::x86::native {
 
-class GuestCpu::NoPlatform final : public Platform {
- public:
-  bool port_read(u16, u8, u32&) override { return false; }
-  bool port_write(u16, u8, u32) override { return false; }
-  bool mmio_read(GuestPhys, std::span<std::byte>) override { return false; }
-  bool mmio_write(GuestPhys, std::span<const std::byte>) override { return false; }
-  bool claims_page(GuestPhys) const override { return false; }
-  u64 tsc() const override { return 0; }
-  u8 cr8() const override { return 0; }
-  void set_cr8(u8) override {}
-  bool read_apic_msr(u32, u64&) override { return false; }
-  bool write_apic_msr(u32, u64, bool) override { return false; }
-  void tsc_changed() override {}
-  u64 tsc_khz() const override { return 1000000; }
-  void pause() override {}
-  u64 hypercall(u64, const std::array<u64, 4>&) override { return 0; }
-  void poll() override {}
-  void code_page_found(const std::byte*) override {}
-};
-
-GuestCpu::GuestCpu() : platform_(std::make_unique<NoPlatform>()) {
-  ram_ = static_cast<u8*>(mmap(nullptr, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+GuestCpu::GuestCpu() : platform_(std::make_unique<test::NoPlatform>()) {
+  ram_ =
+      static_cast<u8*>(mmap(nullptr, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   kvm_userspace_memory_region region{};
   region.memory_size = ram_size;
   region.userspace_addr = reinterpret_cast<u64>(ram_);
   slots_.set(region);
   // One table of each level: all of the arena is within the same 2 MiB groups of the first GiB.
-  const auto entry = [&](u64 table, u64 index, u64 value) { store_raw<u64>(ram_ + table + 8 * index, value); };
+  const auto entry = [&](u64 table, u64 index, u64 value) {
+    store_raw<u64>(ram_ + table + 8 * index, value);
+  };
   entry(0x1000, 0, 0x2007);
   entry(0x2000, 0, 0x3007);
   const auto map = [&](u64 linear, u64 table, u64 physical) {
@@ -50,11 +34,14 @@ GuestCpu::GuestCpu() : platform_(std::make_unique<NoPlatform>()) {
   map(arena::stack, 0x5000, stack_at);
 
   cpu_ = std::make_unique<Cpu>(slots_, watch_, *platform_, exit_word_);
-  const auto model = select_cpu_model("max");
+  // AMD's own instructions are not part of `max`; a host without them refuses.
+  auto model = select_cpu_model("max,+sse4a,+clzero");
+  if (!model) model = select_cpu_model("max");
   if (model) cpu_->cpuid.set(cpuid_entries(*model, 0, 1));
   CpuState& s = cpu_->state;
   s.cr0 = cr0::pe | cr0::mp | cr0::et | cr0::ne | cr0::wp | cr0::am | cr0::pg;
-  s.cr4 = cr4::pae | cr4::pge | cr4::osfxsr | cr4::osxmmexcpt | cr4::osxsave | cr4::fsgsbase | cr4::de | cr4::umip;
+  s.cr4 = cr4::pae | cr4::pge | cr4::osfxsr | cr4::osxmmexcpt | cr4::osxsave | cr4::fsgsbase | cr4::de |
+          cr4::umip;
   s.efer = efer::lme | efer::lma | efer::nxe | efer::sce;
   s.cr3 = 0x1000;
   s.xcr0 = cpu_->cpuid.xcr0_allowed() & 0xe7;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Our processor in user mode, with the arena at the same addresses as the native side has it, though in other memory.
+// Our processor in user mode, with the arena at the same addresses as the native side has it, though in other
+// memory.
 #pragma once
 
 #include "arena.h"
@@ -29,14 +30,13 @@ class GuestCpu {
  private:
   static constexpr u64 ram_size = 0x40000;
   static constexpr u64 data_at = 0x10000, stack_at = 0x20000;
-  class NoPlatform;
 
   void set_mode(unsigned code_bits);
 
   u8* ram_ = nullptr;
   kvm::MemorySlots slots_;
   kvm::CodeWatch watch_;
-  std::unique_ptr<NoPlatform> platform_;
+  std::unique_ptr<Platform> platform_;
   std::atomic<u32> exit_word_{0};
   std::unique_ptr<Cpu> cpu_;
   unsigned code_bits_ = 0;

@@ -77,8 +77,8 @@ NativeCpu::NativeCpu() {
   static_assert(sizeof(Control) <= 4 * arena::page);
   if (!map_fixed(arena::control, 4 * arena::page, rw) ||
       !map_fixed(arena::stubs, arena::page, rw | PROT_EXEC) ||
-      !map_fixed(arena::code, arena::page, rw | PROT_EXEC) || !map_fixed(arena::data, arena::region_size, rw) ||
-      !map_fixed(arena::stack, arena::region_size, rw)) {
+      !map_fixed(arena::code, arena::page, rw | PROT_EXEC) ||
+      !map_fixed(arena::data, arena::region_size, rw) || !map_fixed(arena::stack, arena::region_size, rw)) {
     unusable_ = "the arena's addresses are taken, or executable memory is not allowed";
     return;
   }
@@ -136,8 +136,8 @@ void NativeCpu::emit_stubs() {
   const auto leave = [&] {
     s.bytes({0x68});
     s.word(0x202);
-    s.bytes({0x9d});             // popfq: no AC, NT or DF for the compiler's code
-    s.bytes({0xdb, 0xe3});       // fninit
+    s.bytes({0x9d});       // popfq: no AC, NT or DF for the compiler's code
+    s.bytes({0xdb, 0xe3}); // fninit
     s.bytes({0x0f, 0xae});
     s.absolute(2, control_at(offsetof(Control, mxcsr)));
     if ((mask_ & 4) != 0) s.bytes({0xc5, 0xf8, 0x77}); // vzeroupper
@@ -263,6 +263,7 @@ void NativeCpu::on_signal(int number, siginfo_t* info, void* context) {
   o.fault.cr2 = o.fault.vector == Vector::pf ? static_cast<u64>(g[REG_CR2]) : 0;
   self->read_area(reinterpret_cast<const u8*>(uc->uc_mcontext.fpregs), o.state);
   g[REG_RIP] = static_cast<greg_t>(self->fault_stub_);
+  g[REG_EFL] &= ~0x100LL; // TF
   g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffLL) | selector::code64;
 }
 
@@ -295,7 +296,8 @@ void NativeCpu::execute(std::span<const u8> instruction, unsigned code_bits, con
   active = nullptr;
   if (out.faulted) {
     // A jump to nowhere has been done; what faults is the fetch that follows.
-    if (out.fault.vector == Vector::pf && out.fault.cr2 == out.state.rip && out.state.rip != arena::instruction) {
+    if (out.fault.vector == Vector::pf && out.fault.cr2 == out.state.rip &&
+        out.state.rip != arena::instruction) {
       out.faulted = false;
       out.fault = Fault{};
     }

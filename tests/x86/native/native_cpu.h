@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Executes one instruction on the processor itself, in user mode, with every register given and read back, and with
-// faults caught. One per process: it owns fixed addresses and signal handlers.
+// Executes one instruction on the processor itself, in user mode, with every register given and read back,
+// and with faults caught. One per process: it owns fixed addresses and signal handlers.
 #pragma once
 
 #include "arena.h"

@@ -9,7 +9,7 @@ namespace ring3::x86::native {
 namespace {
 
 constexpr u64 fixed_seed = 1;
-constexpr u64 cases_per_form = 48;
+constexpr u64 cases_per_form = 160;
 constexpr unsigned shown = 20;
 
 TEST(Native, EveryFormDoesWhatTheHostDoes) {

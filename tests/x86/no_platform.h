@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// What surrounds a Cpu whose tests need neither devices nor time.
+#pragma once
+
+#include "x86/cpu/cpu.h"
+
+namespace ring3::x86::test {
+
+class NoPlatform final : public Platform {
+ public:
+  bool port_read(u16, u8, u32&) override { return false; }
+  bool port_write(u16, u8, u32) override { return false; }
+  bool mmio_read(GuestPhys, std::span<std::byte>) override { return false; }
+  bool mmio_write(GuestPhys, std::span<const std::byte>) override { return false; }
+  bool claims_page(GuestPhys) const override { return false; }
+  u64 tsc() const override { return 0; }
+  u8 cr8() const override { return 0; }
+  void set_cr8(u8) override {}
+  bool read_apic_msr(u32, u64&) override { return false; }
+  bool write_apic_msr(u32, u64, bool) override { return false; }
+  void tsc_changed() override {}
+  u64 tsc_khz() const override { return 1000000; }
+  void pause() override {}
+  u64 hypercall(u64, const std::array<u64, 4>&) override { return 0; }
+  void poll() override {}
+  void code_page_found() override {}
+};
+
+} // namespace ring3::x86::test
