@@ -13,7 +13,7 @@ namespace {
 
 using namespace xsave;
 
-constexpr u32 mxcsr_at = 24, xmm_at = 160, bv_at = 512, comp_at = 520;
+constexpr u32 mxcsr_at = 24, xmm_at = 160, bv_at = 512;
 constexpr u64 sse_avx = bit(component::sse) | bit(component::avx);
 constexpr u32 fx_image_size = 416; // what follows is for software
 
