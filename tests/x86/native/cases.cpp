@@ -75,6 +75,29 @@ unsigned element_bits_of_index(const Decoded& d) {
   return 32;
 }
 
+bool uses_stack(Op op) {
+  switch (op) {
+  case Op::push:
+  case Op::pop:
+  case Op::call:
+  case Op::ret:
+  case Op::enter:
+  case Op::leave: return true;
+  default: return false;
+  }
+}
+
+// RSP and RBP that were chosen for a memory operand lead an instruction's other access anywhere, and what is
+// mapped there belongs to this process.
+bool stack_is_wild(const Case& c) {
+  if (!uses_stack(c.decoded.op)) return false;
+  const auto wild = [&](unsigned reg) {
+    const u64 at = c.decoded.code_bits == 64 ? c.state.gpr[reg] : c.state.gpr[reg] & 0xffffffff;
+    return at < arena::control || at >= arena::stack_end + 0x100000;
+  };
+  return wild(rsp) || (c.decoded.op == Op::leave && wild(rbp));
+}
+
 Extended random_extended(Random& r) {
   if (!r.one_in(3)) return extended_values[r.below(std::size(extended_values))];
   Extended e{r.next(), static_cast<u16>(r.next())};
@@ -444,6 +467,7 @@ bool CaseMaker::make(const Form& form, u64 encoding_seed, u64 seed, Case& c, Mem
   }
   place_implicit(r, c, memory);
   if (c.decoded.has_memory && !c.decoded.address_only) place_operand(form, r, f, c, memory);
+  if (stack_is_wild(c)) return false;
   if (c.decoded.branch_relative && c.decoded.imm_size != 16) {
     const u64 target = pick_target(r, 32);
     const u64 distance = target - (arena::instruction + c.decoded.length);
