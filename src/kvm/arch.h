@@ -21,12 +21,16 @@ class ArchVcpu {
 
   // The answer to the exit that kvm_run describes is in it now.
   virtual void complete_user_exit(kvm_run& run) = 0;
+  // Did user space answer an exit in the middle of an instruction, which enter() would now finish?
+  virtual bool instruction_open() const = 0;
   // Requests are pending: drop what is stale, take what was posted. Called before every entry too.
   virtual void take_requests(u32 requests) = 0;
   // May the guest execute? False: it waits for an event (halted, waiting for SIPI).
   virtual bool runnable() = 0;
   // Delivers what can be delivered now and executes. On Entry::user the exit is in `run`.
   virtual Entry enter(kvm_run& run) = 0;
+  // KVM_RUN is about to return. Guest memory may still be used.
+  virtual void leaving() = 0;
   // Without an interrupt controller of ours, HLT is for user space (KVM_EXIT_HLT).
   virtual bool halts_in_kernel() const = 0;
   // Earliest moment, on the Clock's scale, at which something may become due; TimerQueue::never if none.

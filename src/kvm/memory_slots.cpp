@@ -26,26 +26,6 @@ constexpr u64 priority_of(u32 id) {
 
 } // namespace
 
-DirtyBitmap::DirtyBitmap(u64 pages)
-    : words_((pages + 63) / 64), bits_(std::make_unique<std::atomic<u64>[]>(words_)) {}
-
-void DirtyBitmap::mark(u64 page_in_slot) {
-  const std::size_t word = page_in_slot / 64;
-  const u64 mask = u64{1} << (page_in_slot % 64);
-  if (word >= words_) return;
-  // Most marks repeat an earlier one; a plain load keeps the line shared between vCPUs.
-  if ((bits_[word].load(std::memory_order_acquire) & mask) == 0)
-    bits_[word].fetch_or(mask, std::memory_order_acq_rel);
-}
-
-void DirtyBitmap::take(std::span<u64> out) {
-  const std::size_t n = std::min(words_, out.size());
-  for (std::size_t i = 0; i < n; ++i) {
-    out[i] =
-        bits_[i].load(std::memory_order_relaxed) == 0 ? 0 : bits_[i].exchange(0, std::memory_order_acq_rel);
-  }
-}
-
 struct SlotSnapshot::Node {
   u64 base;
   u64 size;
@@ -192,8 +172,10 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
   slot->size = region.memory_size;
   slot->host = host;
   if ((region.flags & KVM_MEM_LOG_DIRTY_PAGES) != 0) {
-    slot->dirty =
-        old && old->dirty ? old->dirty : std::make_shared<DirtyBitmap>(region.memory_size >> page_shift);
+    slot->dirty = old && old->dirty
+                      ? old->dirty
+                      : std::make_shared<DirtyBitmap>(region.memory_size >> page_shift,
+                                                      dirty_log_.initially_set() && !dirty_log_.uses_ring());
   }
 
   Tree next = old ? erase(impl_->root, old->base.value) : impl_->root;
@@ -209,18 +191,69 @@ SlotSnapshot MemorySlots::snapshot() const {
   return SlotSnapshot{impl_->root};
 }
 
-int MemorySlots::get_dirty_log(u32 slot, std::span<u64> out) {
+// The checks of all dirty-log calls, in KVM's order.
+int MemorySlots::find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const {
+  if (dirty_log_.uses_ring()) return -ENXIO;
   if ((slot >> 16) != 0 || slot >= max_memory_slots) return -EINVAL;
+  const std::scoped_lock guard(lock_);
+  const auto entry = impl_->by_id.find(slot);
+  if (entry == impl_->by_id.end() || !entry->second->dirty) return -ENOENT;
+  out = entry->second->dirty;
+  return 0;
+}
+
+int MemorySlots::get_dirty_log(u32 slot, std::span<u64> out, bool& cleared) {
+  cleared = false;
+  std::shared_ptr<DirtyBitmap> dirty;
+  if (const int error = find_dirty(slot, dirty); error != 0) return error;
+  if (out.size() < dirty->words()) return -EINVAL;
+  if (dirty_log_.manual()) {
+    dirty->copy(out);
+  } else {
+    cleared = dirty->take(out);
+  }
+  return 0;
+}
+
+int MemorySlots::clear_dirty_log(const kvm_clear_dirty_log& args, std::span<const u64> bits, bool& cleared) {
+  cleared = false;
+  std::shared_ptr<DirtyBitmap> dirty;
+  const int error = find_dirty(args.slot, dirty);
+  if (error == -ENXIO || error == -EINVAL) return error;
+  if (args.first_page % 64 != 0) return -EINVAL;
+  if (error != 0) return error;
+  if (args.first_page > dirty->pages()) return -EINVAL;
+  const u64 rest = dirty->pages() - args.first_page;
+  if (args.num_pages > rest || (args.num_pages < rest && args.num_pages % 64 != 0)) return -EINVAL;
+  const u64 words = (u64{args.num_pages} + 63) / 64;
+  if (bits.size() < words) return -EINVAL;
+  cleared = dirty->clear(args.first_page, bits.first(words));
+  return 0;
+}
+
+bool MemorySlots::reset_dirty(u32 slot, u64 page) {
   std::shared_ptr<DirtyBitmap> dirty;
   {
     const std::scoped_lock guard(lock_);
     const auto entry = impl_->by_id.find(slot);
-    if (entry == impl_->by_id.end() || !entry->second->dirty) return -ENOENT;
+    if (entry == impl_->by_id.end()) return false;
     dirty = entry->second->dirty;
   }
-  if (out.size() < dirty->words()) return -EINVAL;
-  dirty->take(out);
-  return 0;
+  return dirty && dirty->clear_page(page);
+}
+
+std::size_t MemorySlots::dirty_words(u32 slot) const {
+  const std::scoped_lock guard(lock_);
+  const auto entry = impl_->by_id.find(slot);
+  return entry == impl_->by_id.end() || !entry->second->dirty ? 0 : entry->second->dirty->words();
+}
+
+bool MemorySlots::backs(const void* host) const {
+  const std::scoped_lock guard(lock_);
+  const auto* p = static_cast<const std::byte*>(host);
+  return std::ranges::any_of(impl_->by_id, [p](const auto& e) {
+    return p >= e.second->host && p < e.second->host + e.second->size;
+  });
 }
 
 std::size_t MemorySlots::count() const {

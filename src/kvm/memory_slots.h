@@ -8,6 +8,7 @@
 
 #include "base/address.h"
 #include "base/types.h"
+#include "kvm/dirty_log.h"
 
 #include <atomic>
 #include <linux/kvm.h>
@@ -20,20 +21,6 @@ namespace ring3::kvm {
 
 constexpr u32 max_memory_slots = 32764;            // KVM_USER_MEM_SLOTS: ids 0 to this, less one
 constexpr u64 max_slot_pages = (u64{1} << 31) - 1; // KVM_MEM_MAX_NR_PAGES
-
-// One bit a page, set by any thread without locks. Shared between table versions of the same slot.
-class DirtyBitmap {
- public:
-  explicit DirtyBitmap(u64 pages);
-  void mark(u64 page_in_slot);
-  // Copies the bitmap out and clears it; out has at least words() words.
-  void take(std::span<u64> out);
-  std::size_t words() const { return words_; }
-
- private:
-  std::size_t words_;
-  std::unique_ptr<std::atomic<u64>[]> bits_;
-};
 
 // One slot, immutable once published.
 struct MemorySlot {
@@ -79,17 +66,35 @@ class MemorySlots {
   // Grows with every published change. Relaxed; to notice that a snapshot is old.
   u64 generation() const { return generation_.load(std::memory_order_acquire); }
 
-  // KVM_GET_DIRTY_LOG: copies and clears. -ENOENT without such a slot or without logging, -EINVAL if out is
-  // too small.
-  int get_dirty_log(u32 slot, std::span<u64> out);
+  // KVM_GET_DIRTY_LOG: copies, and clears unless the VMM clears itself. -ENXIO with dirty rings, -ENOENT
+  // without such a slot or without logging, -EINVAL if out is too small. `cleared`: permissions to store are
+  // to be revoked (DirtyLog).
+  int get_dirty_log(u32 slot, std::span<u64> out, bool& cleared);
+  // KVM_CLEAR_DIRTY_LOG with the bitmap of args.num_pages bits. The same errors, and -EINVAL for a range that
+  // is not one of whole words within the slot.
+  int clear_dirty_log(const kvm_clear_dirty_log& args, std::span<const u64> bits, bool& cleared);
+  // KVM_RESET_DIRTY_RINGS takes back an entry with these contents. Whether a bit was cleared.
+  bool reset_dirty(u32 slot, u64 page);
+
+  DirtyLog& dirty_log() { return dirty_log_; }
+  const DirtyLog& dirty_log() const { return dirty_log_; }
+
+  // Words that get_dirty_log() needs; 0 without such a slot or without logging.
+  std::size_t dirty_words(u32 slot) const;
+
+  // Is this an address in the VMM's memory that some slot uses? O(slots); for faults.
+  bool backs(const void* host) const;
 
   std::size_t count() const;
 
  private:
+  int find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const;
+
   struct Impl;
   mutable std::mutex lock_;
   std::unique_ptr<Impl> impl_;
   std::atomic<u64> generation_{0};
+  DirtyLog dirty_log_;
 };
 
 } // namespace ring3::kvm

@@ -7,50 +7,71 @@
 namespace ring3::kvm {
 
 int Vcpu::leave(int result) {
-  in_guest_.store(false, std::memory_order_seq_cst);
+  arch_->leaving();
+  out_of_guest();
   return result;
 }
 
 int Vcpu::run() {
   arch_->complete_user_exit(*run_);
-  run_->exit_reason = KVM_EXIT_UNKNOWN;
   in_guest_.store(true, std::memory_order_seq_cst);
   for (;;) {
     u32 requests = exit_word_.exchange(0, std::memory_order_seq_cst);
     if (slots_.generation() != slots_seen_.load(std::memory_order_relaxed)) requests |= request::slots;
     const u64 generation = slots_.generation();
+    const u64 valid_from = slots_.dirty_log().writes_valid_from();
+    if (valid_from != writes_valid_from_.load(std::memory_order_relaxed)) requests |= request::protect;
+    if ((requests & request::event) != 0) ++stats_->req_event;
     arch_->take_requests(requests);
     slots_seen_.store(generation, std::memory_order_seq_cst);
+    writes_valid_from_.store(valid_from, std::memory_order_seq_cst);
+    answer();
 
-    if ((requests & request::kick) != 0 || run_->immediate_exit != 0) {
-      ++stats_.signal_exits;
-      run_->exit_reason = KVM_EXIT_INTR;
+    const bool kicked = (requests & request::kick) != 0;
+    if (kicked || run_->immediate_exit != 0) {
+      // An instruction that user space has answered is finished first: VMMs enter with immediate_exit for
+      // just that, before they read or save registers (api.rst 5, immediate_exit).
+      if (arch_->instruction_open()) {
+        exit_word_.fetch_or(request::kick, std::memory_order_seq_cst);
+        const bool next_exit = arch_->enter(*run_) == Entry::user;
+        if (!kicked) exit_word_.fetch_and(~request::kick, std::memory_order_seq_cst);
+        if (next_exit) return leave(0);
+        if (kicked) exit_word_.fetch_and(~request::kick, std::memory_order_seq_cst);
+      }
+      ++stats_->signal_exits;
+      // As KVM: immediate_exit leaves the last reason, which VMMs may still want to look at.
+      if (kicked) run_->exit_reason = KVM_EXIT_INTR;
       return leave(-EINTR);
+    }
+    run_->exit_reason = KVM_EXIT_UNKNOWN;
+    if (dirty_ring_ && dirty_ring_->full()) {
+      run_->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+      return leave(0);
     }
     arch_->run_timers();
     if (!arch_->runnable()) {
-      // While asleep this vCPU touches no guest memory.
-      in_guest_.store(false, std::memory_order_seq_cst);
+      out_of_guest();
       sleep();
       in_guest_.store(true, std::memory_order_seq_cst);
       continue;
     }
     const u64 start = clock_.now_ns();
     const Entry entry = arch_->enter(*run_);
-    stats_.guest_ns += clock_.now_ns() - start;
-    ++stats_.exits;
+    stats_->guest_ns += clock_.now_ns() - start;
+    ++stats_->exits;
     switch (entry) {
-    case Entry::again: ++stats_.request_exits; break;
+    case Entry::again: break;
     case Entry::halted:
-      ++stats_.halt_exits;
+      ++stats_->halt_exits;
       if (!arch_->halts_in_kernel()) {
         run_->exit_reason = KVM_EXIT_HLT;
         return leave(0);
       }
       break;
     case Entry::user:
-      if (run_->exit_reason == KVM_EXIT_IO) ++stats_.io_exits;
-      if (run_->exit_reason == KVM_EXIT_MMIO) ++stats_.mmio_exits;
+      if (run_->exit_reason == KVM_EXIT_IO) ++stats_->io_exits;
+      if (run_->exit_reason == KVM_EXIT_MMIO) ++stats_->mmio_exits;
+      if (run_->exit_reason == KVM_EXIT_IRQ_WINDOW_OPEN) ++stats_->request_irq_exits;
       return leave(0);
     }
   }

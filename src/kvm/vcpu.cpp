@@ -3,20 +3,20 @@
 
 #include "kvm/timer_queue.h"
 
-#include <cerrno>
 #include <climits>
 #include <ctime>
 #include <linux/futex.h>
-#include <new>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace ring3::kvm {
 
-Vcpu::Vcpu(u32 id, const Clock& clock, const MemorySlots& slots)
-    : id_(id), clock_(clock), slots_(slots), pages_(new std::byte[2 * 4096]()),
-      run_(new (pages_.get()) kvm_run{}) {}
+Vcpu::Vcpu(u32 id, const Clock& clock, const MemorySlots& slots, std::unique_ptr<RunPages> pages)
+    : id_(id), clock_(clock), slots_(slots), pages_(std::move(pages)), run_(&pages_->run()),
+      stats_(StatsLayout::vcpu(), StatsFile::vcpu_id(id)) {
+  if (const auto entries = pages_->dirty_ring(); !entries.empty())
+    dirty_ring_.emplace(entries, exit_word_, request::dirty_ring);
+}
 
 Vcpu::~Vcpu() = default;
 
@@ -39,19 +39,43 @@ void Vcpu::sleep() {
     timeout.tv_nsec = static_cast<long>(ns % 1'000'000'000);
     limit = &timeout;
   }
+  stats_->blocking.set(1);
   sleeping_.store(true, std::memory_order_seq_cst);
   if (exit_word_.load(std::memory_order_seq_cst) == 0) {
     syscall(SYS_futex, &exit_word_, FUTEX_WAIT_PRIVATE, 0, limit, nullptr, 0);
   }
   sleeping_.store(false, std::memory_order_seq_cst);
-  stats_.halt_ns += clock_.now_ns() - start;
+  stats_->blocking.set(0);
+  const u64 slept = clock_.now_ns() - start;
+  stats_->halt_wait_ns += slept;
+  stats_->halt_wait_hist.add(slept);
+  if (exit_word_.load(std::memory_order_relaxed) != 0) ++stats_->halt_wakeup;
 }
 
-void Vcpu::wait_for_slots(u64 generation) {
-  while (in_guest_.load(std::memory_order_seq_cst) &&
-         slots_seen_.load(std::memory_order_seq_cst) < generation) {
-    sched_yield();
-  }
+void Vcpu::wake_waiters() {
+  answers_.fetch_add(1, std::memory_order_seq_cst);
+  syscall(SYS_futex, &answers_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
+
+// The answer comes at the end of a block, unless the vCPU's thread does not run: then it needs our processor
+// more than we do.
+void Vcpu::wait_until_seen(const std::atomic<u64>& seen, u64 number) {
+  const auto done = [&] {
+    return !in_guest_.load(std::memory_order_seq_cst) || seen.load(std::memory_order_seq_cst) >= number;
+  };
+  for (int spin = 0; spin < 200; ++spin) {
+    if (done()) return;
+  }
+  waiters_.fetch_add(1, std::memory_order_seq_cst);
+  for (;;) {
+    const u32 answers = answers_.load(std::memory_order_seq_cst);
+    if (done()) break;
+    syscall(SYS_futex, &answers_, FUTEX_WAIT_PRIVATE, answers, nullptr, nullptr, 0);
+  }
+  waiters_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+void Vcpu::wait_for_slots(u64 generation) { wait_until_seen(slots_seen_, generation); }
+void Vcpu::wait_for_revoked_writes(u64 valid_from) { wait_until_seen(writes_valid_from_, valid_from); }
 
 } // namespace ring3::kvm

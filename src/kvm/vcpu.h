@@ -6,31 +6,31 @@
 #include "base/types.h"
 #include "kvm/arch.h"
 #include "kvm/clock.h"
+#include "kvm/dirty_ring.h"
 #include "kvm/memory_slots.h"
+#include "kvm/run_pages.h"
+#include "kvm/stats.h"
 
 #include <atomic>
 #include <linux/kvm.h>
 #include <memory>
+#include <optional>
 
 namespace ring3::kvm {
 
 // Bits of the exit word: the one thing that guest execution polls. Bits 0-7 belong to the architecture.
 namespace request {
-constexpr u32 event = 1u << 8;    // an interrupt, NMI, INIT or SIPI may be pending
-constexpr u32 slots = 1u << 9;    // the memory slots changed
-constexpr u32 protect = 1u << 10; // some page became code: forget write permissions
-constexpr u32 kick = 1u << 31;    // return to user space with -EINTR
+constexpr u32 event = 1u << 8;       // an interrupt, NMI, INIT or SIPI may be pending
+constexpr u32 slots = 1u << 9;       // the memory slots changed
+constexpr u32 protect = 1u << 10;    // some page became code: forget write permissions
+constexpr u32 dirty_ring = 1u << 11; // the dirty ring is nearly full: out to user space
+constexpr u32 kick = 1u << 31;       // return to user space with -EINTR
 } // namespace request
-
-struct VcpuStats {
-  u64 exits = 0, io_exits = 0, mmio_exits = 0, halt_exits = 0, signal_exits = 0, request_exits = 0;
-  u64 guest_ns = 0; // time spent executing the guest
-  u64 halt_ns = 0;  // time spent waiting for events
-};
 
 class Vcpu {
  public:
-  Vcpu(u32 id, const Clock& clock, const MemorySlots& slots);
+  // `pages` is valid() and shared with the VMM as it likes.
+  Vcpu(u32 id, const Clock& clock, const MemorySlots& slots, std::unique_ptr<RunPages> pages);
   ~Vcpu();
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
@@ -38,9 +38,8 @@ class Vcpu {
   void attach(std::unique_ptr<ArchVcpu> arch) { arch_ = std::move(arch); }
 
   u32 id() const { return id_; }
+  const RunPages& pages() const { return *pages_; }
   kvm_run& run_page() { return *run_; }
-  // Where KVM_EXIT_IO data lies in the run page.
-  static constexpr u64 io_data_offset = 4096;
   std::atomic<u32>& exit_word() { return exit_word_; }
 
   // KVM_RUN. On the vCPU's thread.
@@ -55,10 +54,32 @@ class Vcpu {
   // Waits until this vCPU no longer uses a memory-slot table older than `generation`. Any thread but its own.
   void wait_for_slots(u64 generation);
 
-  const VcpuStats& stats() const { return stats_; }
+  // From now on this vCPU touches no guest memory: run() ends, or was left by a jump, or sleeps.
+  void out_of_guest() {
+    in_guest_.store(false, std::memory_order_seq_cst);
+    answer();
+  }
+
+  // Waits until this vCPU has forgotten the permissions to store that DirtyLog::revoke_writes() made void.
+  // Any thread but its own.
+  void wait_for_revoked_writes(u64 valid_from);
+
+  // Null without dirty rings.
+  DirtyRing* dirty_ring() { return dirty_ring_ ? &*dirty_ring_ : nullptr; }
+
+  // Written by this vCPU's thread.
+  VcpuStats& stats() { return *stats_; }
+  // KVM_GET_STATS_FD: a new descriptor or -errno. Not while run() is under way.
+  int open_stats() { return stats_.open(); }
 
  private:
   int leave(int result);
+  // Wakes those who wait for this vCPU to have seen something, or to be out of the guest.
+  void answer() {
+    if (waiters_.load(std::memory_order_seq_cst) != 0) wake_waiters();
+  }
+  void wake_waiters();
+  void wait_until_seen(const std::atomic<u64>& seen, u64 number);
   // Sleeps until a request is posted or the next deadline is due.
   void sleep();
 
@@ -66,13 +87,17 @@ class Vcpu {
   const Clock& clock_;
   const MemorySlots& slots_;
   std::unique_ptr<ArchVcpu> arch_;
-  std::unique_ptr<std::byte[]> pages_; // kvm_run, then the PIO data page
+  std::unique_ptr<RunPages> pages_;
   kvm_run* run_;
   std::atomic<u32> exit_word_{0};
   std::atomic<bool> sleeping_{false};
   std::atomic<bool> in_guest_{false};
   std::atomic<u64> slots_seen_{0};
-  VcpuStats stats_;
+  std::atomic<u64> writes_valid_from_{0};
+  std::atomic<u32> waiters_{0};
+  std::atomic<u32> answers_{0}; // the waiters' futex
+  std::optional<DirtyRing> dirty_ring_;
+  Stats<VcpuStats> stats_;
 };
 
 } // namespace ring3::kvm

@@ -55,21 +55,22 @@ TEST(MemorySlots, LiveSlotChangesOnlyPlaceAndDirtyLogging) {
 
 TEST(MemorySlots, DirtyLog) {
   MemorySlots slots;
+  bool cleared = false;
   std::vector<u64> out(2);
-  EXPECT_EQ(slots.get_dirty_log(0, out), -ENOENT);
-  EXPECT_EQ(slots.get_dirty_log(1 << 16, out), -EINVAL);
+  EXPECT_EQ(slots.get_dirty_log(0, out, cleared), -ENOENT);
+  EXPECT_EQ(slots.get_dirty_log(1 << 16, out, cleared), -EINVAL);
   ASSERT_EQ(slots.set(region(0, 0, 100 * page_size)), 0);
-  EXPECT_EQ(slots.get_dirty_log(0, out), -ENOENT);
+  EXPECT_EQ(slots.get_dirty_log(0, out, cleared), -ENOENT);
   ASSERT_EQ(slots.set(region(0, 0, 100 * page_size, KVM_MEM_LOG_DIRTY_PAGES)), 0);
   const SlotSnapshot before_move = slots.snapshot();
   before_move.find(GuestPhys{0})->dirty->mark(3);
   ASSERT_EQ(slots.set(region(0, 0x100000, 100 * page_size, KVM_MEM_LOG_DIRTY_PAGES)), 0);
   before_move.find(GuestPhys{0})->dirty->mark(99); // a vCPU that has not let go yet
   before_move.find(GuestPhys{0})->dirty->mark(1000);
-  EXPECT_EQ(slots.get_dirty_log(0, std::span(out).first(1)), -EINVAL);
-  EXPECT_EQ(slots.get_dirty_log(0, out), 0);
+  EXPECT_EQ(slots.get_dirty_log(0, std::span(out).first(1), cleared), -EINVAL);
+  EXPECT_EQ(slots.get_dirty_log(0, out, cleared), 0);
   EXPECT_EQ(out, (std::vector<u64>{8, u64{1} << 35}));
-  EXPECT_EQ(slots.get_dirty_log(0, out), 0);
+  EXPECT_EQ(slots.get_dirty_log(0, out, cleared), 0);
   EXPECT_EQ(out, (std::vector<u64>{0, 0}));
   ASSERT_EQ(slots.set(region(0, 0x100000, 100 * page_size)), 0);
   EXPECT_EQ(slots.snapshot().find(GuestPhys{0x100000})->dirty, nullptr);
@@ -143,7 +144,8 @@ TEST(MemorySlots, ReadersAndWritersMeet) {
   for (int i = 0; i < 2000; ++i) {
     ASSERT_EQ(slots.set(region(5, 0x5000, 0x1000, KVM_MEM_LOG_DIRTY_PAGES)), 0);
     std::vector<u64> out(1);
-    ASSERT_EQ(slots.get_dirty_log(5, out), 0);
+    bool cleared = false;
+    ASSERT_EQ(slots.get_dirty_log(5, out, cleared), 0);
     ASSERT_EQ(slots.set(region(5, 0, 0)), 0);
   }
   stop = true;
