@@ -37,6 +37,7 @@ struct FuzzClock final : kvm::Clock {
 };
 struct FuzzTsc final : GuestTsc {
   u64 clock_ns_at(u64 tsc) const override { return tsc; }
+  u64 tsc_at(u64 host_tsc) const override { return host_tsc; }
 };
 struct FuzzEvents final : VcpuEvents {
   void event_pending() override {}
@@ -44,6 +45,7 @@ struct FuzzEvents final : VcpuEvents {
   void post_smi() override {}
   void post_init() override {}
   void post_startup(u8) override {}
+  void post_unhalt() override {}
 };
 
 void step(Input& in, FuzzClock& clock, kvm::TimerQueue& timers, IrqChip& chip, Lapic& apic) {

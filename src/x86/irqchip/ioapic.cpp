@@ -145,6 +145,13 @@ void IoApic::end_of_interrupt(u8 vector, bool level_triggered) {
   }
 }
 
+u32 IoApic::pins_of(u8 vector) const {
+  u32 found = 0;
+  for (unsigned pin = 0; pin < pins; ++pin)
+    if (static_cast<u8>(entries_[pin]) == vector) found |= u32{1} << pin;
+  return found;
+}
+
 u32 IoApic::take_ended() { return std::exchange(ended_, 0); }
 u32 IoApic::take_unmasked() { return std::exchange(unmasked_, 0); }
 bool IoApic::take_storm() { return std::exchange(storm_, false); }

@@ -41,6 +41,8 @@ class IoApic {
   void retry();
 
   u8 vector(unsigned pin) const { return static_cast<u8>(entries_[pin]); }
+  // The pins that have a vector, one bit each.
+  u32 pins_of(u8 vector) const;
 
   void get_state(kvm_ioapic_state& out) const;
   void set_state(const kvm_ioapic_state& in);

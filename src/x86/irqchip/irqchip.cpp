@@ -114,7 +114,7 @@ bool IrqChip::mmio_write(u64 gpa, const void* data, u32 size) {
   if (offset >= ioapic_page_size || size > widest_mmio) return false;
   const std::scoped_lock guard(lock_);
   ioapic_.write(static_cast<u32>(offset), data, size);
-  watch_pit_vectors();
+  watch_eoi_vectors();
   settle();
   return true;
 }
@@ -172,7 +172,7 @@ int IrqChip::set_routing(std::span<const kvm_irq_routing_entry> entries) {
   }
   const std::scoped_lock guard(lock_);
   const int result = routing_.set_routing(entries);
-  watch_pit_vectors();
+  watch_eoi_vectors();
   return result;
 }
 
@@ -190,12 +190,34 @@ int IrqChip::pic_acknowledge() {
 
 void IrqChip::broadcast_eoi(u8 vector, bool level_triggered) {
   const std::scoped_lock guard(lock_);
+  // First, or a line that is still up would interrupt again at once.
+  let_go_resampled(0, ioapic_.pins_of(vector));
   ioapic_.end_of_interrupt(vector, level_triggered);
   settle();
 }
 
 bool IrqChip::wants_edge_eoi(u8 vector) const {
-  return (pit_vectors_[vector / 64u].load(std::memory_order_relaxed) >> (vector & 63) & 1) != 0;
+  return (eoi_vectors_[vector / 64u].load(std::memory_order_relaxed) >> (vector & 63) & 1) != 0;
+}
+
+// The guest has acknowledged these: resampled irqfds let their line go, and hear of it.
+void IrqChip::let_go_resampled(u32 pic_lines, u32 ioapic_pins) {
+  if (irqfds_ == nullptr || (pic_lines | ioapic_pins) == 0) return;
+  const auto routes = routing_.routes();
+  const auto let_go = [&](int gsi) {
+    if (gsi < 0 || !irqfds_->watches(static_cast<u32>(gsi))) return;
+    set_line(static_cast<u32>(gsi), false, resampler_source);
+    irqfds_->acknowledged(static_cast<u32>(gsi));
+  };
+  for (u32 pin = 0; pin < kvm::ioapic_pins; ++pin) {
+    if ((pic_lines >> pin & 1) != 0) let_go(routes->gsi_of_pic(pin));
+    if ((ioapic_pins >> pin & 1) != 0) let_go(routes->gsi_of_ioapic(pin));
+  }
+}
+
+void IrqChip::resampled_changed() {
+  const std::scoped_lock guard(lock_);
+  watch_eoi_vectors();
 }
 
 // What follows from an access: acknowledgements and unmasking reach the PIT, a storm is put off, and the
@@ -205,6 +227,7 @@ void IrqChip::settle() {
   const u16 pic_unmasked = pic_.take_unmasked();
   const u32 ioapic_ended = ioapic_.take_ended();
   const u32 ioapic_unmasked = ioapic_.take_unmasked();
+  let_go_resampled(pic_ended, 0);
   if (pit_ && (pic_ended | pic_unmasked | ioapic_ended | ioapic_unmasked) != 0) {
     const auto routes = routing_.routes();
     const auto touches_pit = [&routes](u32 pic_lines, u32 ioapic_lines) {
@@ -236,20 +259,22 @@ int IrqChip::create_pit(const kvm_pit_config& config) {
   if (pit_) return -EEXIST;
   pit_.emplace(clock_.now_ns());
   speaker_port_ = (config.flags & KVM_PIT_SPEAKER_DUMMY) != 0;
-  watch_pit_vectors();
+  watch_eoi_vectors();
   return 0;
 }
 
-void IrqChip::watch_pit_vectors() {
+void IrqChip::watch_eoi_vectors() {
   std::array<u64, 4> vectors{};
-  if (pit_ && reinject_) {
-    const auto routes = routing_.routes();
-    for (u32 pin = 0; pin < IoApic::pins; ++pin) {
-      const u8 vector = ioapic_.vector(pin);
-      if (routes->gsi_of_ioapic(pin) == pit_gsi) vectors[vector / 64u] |= bit(vector & 63);
-    }
+  const auto routes = routing_.routes();
+  for (u32 pin = 0; pin < IoApic::pins; ++pin) {
+    const int gsi = routes->gsi_of_ioapic(pin);
+    if (gsi < 0) continue;
+    const bool pit = gsi == pit_gsi && pit_ && reinject_;
+    if (!pit && (irqfds_ == nullptr || !irqfds_->watches(static_cast<u32>(gsi)))) continue;
+    const u8 vector = ioapic_.vector(pin);
+    vectors[vector / 64u] |= bit(vector & 63);
   }
-  for (unsigned i = 0; i < vectors.size(); ++i) pit_vectors_[i].store(vectors[i], std::memory_order_relaxed);
+  for (unsigned i = 0; i < vectors.size(); ++i) eoi_vectors_[i].store(vectors[i], std::memory_order_relaxed);
 }
 
 void IrqChip::restart_reinjection() {
@@ -312,7 +337,7 @@ int IrqChip::set_pit_reinject(bool on) {
   if (!pit_) return -ENXIO;
   reinject_ = on;
   restart_reinjection();
-  watch_pit_vectors();
+  watch_eoi_vectors();
   return 0;
 }
 
@@ -339,7 +364,7 @@ int IrqChip::set_state(const kvm_irqchip& chip) {
     break;
   default: return -EINVAL;
   }
-  watch_pit_vectors();
+  watch_eoi_vectors();
   settle();
   return 0;
 }

@@ -10,6 +10,7 @@
 #include "base/types.h"
 #include "kvm/clock.h"
 #include "kvm/irq_routing.h"
+#include "kvm/irqfd.h"
 #include "kvm/timer_queue.h"
 #include "x86/irqchip/apic_map.h"
 #include "x86/irqchip/apic_message.h"
@@ -30,8 +31,8 @@ namespace ring3::x86 {
 class IrqChip final : public ApicBus {
  public:
   // Who drives an interrupt line: a line is high while any source holds it up.
-  static constexpr unsigned user_source = 0;      // KVM_IRQ_LINE, irqfd
-  static constexpr unsigned resampler_source = 1; // level-triggered irqfd
+  static constexpr unsigned user_source = 0;                          // KVM_IRQ_LINE, irqfd
+  static constexpr unsigned resampler_source = Pic::resampler_source; // level-triggered irqfd
   static constexpr unsigned pit_source = 2;
 
   // `timers`: the VM's own queue, for the PIT and for interrupt storms; some thread (one vCPU will do) must
@@ -79,6 +80,12 @@ class IrqChip final : public ApicBus {
   // it.
   int set_pit_reinject(bool on);
 
+  // Whose resampled interrupts are let go when the guest acknowledges them. Before any vCPU runs; lives as
+  // long as this object is used.
+  void set_irqfds(const kvm::IrqFds& irqfds) { irqfds_ = &irqfds; }
+  // Another set of GSIs is resampled.
+  void resampled_changed();
+
   // ApicBus.
   int deliver(const ApicMessage& message, const Lapic* source) override {
     return apics_.deliver(message, source);
@@ -95,7 +102,8 @@ class IrqChip final : public ApicBus {
   void write_port(u16 port, u8 value);
   int set_line(u32 gsi, bool level, unsigned source);
   void settle();
-  void watch_pit_vectors();
+  void watch_eoi_vectors();
+  void let_go_resampled(u32 pic_lines, u32 ioapic_pins);
   void pit_expired(u64 now_ns);
   void pit_acknowledged();
   void pit_pulse();
@@ -109,9 +117,10 @@ class IrqChip final : public ApicBus {
   std::atomic<bool> wide_ids_{false};
   std::atomic<bool> pic_output_{false};
   std::atomic<u64> ioapic_base_{IoApic::default_base};
-  // Vectors of the I/O APIC pins that the PIT drives: their EOI is the acknowledgement even though they are
-  // edges.
-  std::array<std::atomic<u64>, 4> pit_vectors_{};
+  // Vectors of the I/O APIC pins that the PIT or a resampled irqfd drives: their EOI is the acknowledgement
+  // even if they are edges.
+  std::array<std::atomic<u64>, 4> eoi_vectors_{};
+  const kvm::IrqFds* irqfds_ = nullptr;
 
   std::mutex lock_;
   Pic pic_;

@@ -162,6 +162,13 @@ void Lapic::end_of_interrupt() {
   recheck();
 }
 
+bool Lapic::eoi_is_private() const {
+  const int vector = highest_vector(isr);
+  if (vector < 0 || highest_vector(irr) >= 0) return false;
+  const auto v = static_cast<u8>(vector);
+  return !has_vector(tmr, v) && !bus_.wants_edge_eoi(v);
+}
+
 // -- Accepting
 
 bool Lapic::matches_physical(u32 destination) const {

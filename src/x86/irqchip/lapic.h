@@ -71,6 +71,10 @@ class Lapic {
   // deliver spurious_vector() if it went away between the two.
   int highest_pending() const;
   void acknowledge(int vector);
+  // EOI, however the guest says it. For the paravirtual one: whether an interrupt is in service whose end is
+  // nobody else's business, and no other waits for it.
+  void end_of_interrupt();
+  bool eoi_is_private() const;
   u8 spurious_vector() const { return static_cast<u8>(reg(spurious)); }
 
   // Power-up (false) or INIT (true), which keeps the mode and the ID.
@@ -108,6 +112,8 @@ class Lapic {
   bool lint0_is_nmi() const;
   // KVM_SET/GET_IRQCHIP and the like have changed what the PIC shows.
   void notify() { events_.event_pending(); }
+  // KVM_HC_KICK_CPU.
+  void unhalt() { events_.post_unhalt(); }
 
  private:
   // Register numbers: the xAPIC offset / 16, the x2APIC MSR less 0x800 (SDM table 11-1 and 11-6).
@@ -166,7 +172,6 @@ class Lapic {
   bool write_lvt(Register lvt, u32 value);
   void write_spurious(u32 value);
   void set_task_priority(u32 value);
-  void end_of_interrupt();
   void send_ipi(u32 low, u32 destination);
   bool accept_fixed(u8 vector, bool level_triggered);
   void deliver_local(Register lvt);

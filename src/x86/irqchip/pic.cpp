@@ -76,6 +76,12 @@ void Pic::update() {
 void Pic::end_service(unsigned chip, unsigned line) {
   Chip& c = chips_[chip];
   c.isr = without(c.isr, line_bit(line));
+  u32& holders = holders_[line + 8 * chip];
+  const u32 resampler = u32{1} << resampler_source;
+  if ((holders & resampler) != 0) {
+    holders &= ~resampler;
+    set_chip_line(c, line, holders != 0);
+  }
   ended_ |= static_cast<u16>(1u << (line + 8 * chip));
 }
 

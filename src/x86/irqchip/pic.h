@@ -13,6 +13,9 @@ namespace ring3::x86 {
 
 class Pic {
  public:
+  // The source that lets go of a line by itself when the line's service ends (level-triggered irqfds).
+  static constexpr unsigned resampler_source = 1;
+
   // Line 0-15, of which 2 is the cascade and leads nowhere. `source` 0-31 tells apart who holds the line up:
   // it is high while anyone does. 1: latched, 0: coalesced with an earlier one or lowered, -1: masked.
   int set_line(unsigned line, bool level, unsigned source);

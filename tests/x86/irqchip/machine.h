@@ -22,6 +22,7 @@ class FakeClock final : public kvm::Clock {
 class FakeTsc final : public GuestTsc {
  public:
   u64 clock_ns_at(u64 tsc) const override { return tsc / 2; }
+  u64 tsc_at(u64 host_tsc) const override { return host_tsc * 2; }
 };
 
 struct FakeEvents final : VcpuEvents {
@@ -30,7 +31,8 @@ struct FakeEvents final : VcpuEvents {
   void post_smi() override { ++smis; }
   void post_init() override { ++inits; }
   void post_startup(u8 vector) override { startup = vector; }
-  std::atomic<int> events{0}, nmis{0}, smis{0}, inits{0}, startup{-1};
+  void post_unhalt() override { ++unhalts; }
+  std::atomic<int> events{0}, nmis{0}, smis{0}, inits{0}, startup{-1}, unhalts{0};
 };
 
 struct Machine {
