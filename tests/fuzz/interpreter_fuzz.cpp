@@ -2,6 +2,7 @@
 // Random bytes as code, in every mode and at both ends of the rings, with random registers: the interpreter
 // never crashes, comes back when asked to, and touches no host memory but the guest's, which lies between
 // pages that fault.
+#include "x86/api/vm_settings.h"
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/cpuid_model.h"
 #include "x86/decode/block_cache.h"
@@ -73,10 +74,24 @@ class FuzzPlatform final : public Platform {
   bool write_apic_msr(u32, u64, bool) override { return true; }
   void tsc_changed() override {}
   u64 tsc_khz() const override { return 1000000; }
+  u64 tsc_offset_for(u64 value) override { return value; }
   void pause() override {}
-  u64 hypercall(u64 number, const std::array<u64, 4>&) override { return number; }
+  bool has_pv_msr(u32) const override { return true; }
+  bool read_pv_msr(u32, u64& value) override {
+    value = 0;
+    return true;
+  }
+  bool write_pv_msr(u32, u64 value) override { return value % 2 == 0; }
+  std::optional<s64> hypercall(u64 number, const std::array<u64, 4>&, bool) override {
+    if (number % 4 == 0) return std::nullopt;
+    return static_cast<s64>(number);
+  }
+  const VmSettings& settings() const override { return settings_; }
   void poll() override { exit_word.store(1, std::memory_order_relaxed); }
   void code_page_found() override {}
+
+ private:
+  VmSettings settings_;
 };
 
 struct Machine {
@@ -289,7 +304,7 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* data, std::size_t size) {
   for (unsigned exits = 0; exits < 64; ++exits) {
     const CpuExit why = c.run();
     check(s.regs[reg_zero] == 0);
-    if (why == CpuExit::io || why == CpuExit::mmio) {
+    if (why == CpuExit::io || why == CpuExit::mmio || why == CpuExit::hypercall) {
       check(c.external.size <= 8);
       c.complete_external(r.next());
       continue;

@@ -2,6 +2,7 @@
 // What surrounds a Cpu whose tests need neither devices nor time.
 #pragma once
 
+#include "x86/api/vm_settings.h"
 #include "x86/cpu/cpu.h"
 
 namespace ring3::x86::test {
@@ -20,10 +21,18 @@ class NoPlatform final : public Platform {
   bool write_apic_msr(u32, u64, bool) override { return false; }
   void tsc_changed() override {}
   u64 tsc_khz() const override { return 1000000; }
+  u64 tsc_offset_for(u64 value) override { return value; }
   void pause() override {}
-  u64 hypercall(u64, const std::array<u64, 4>&) override { return 0; }
+  bool has_pv_msr(u32) const override { return false; }
+  bool read_pv_msr(u32, u64&) override { return false; }
+  bool write_pv_msr(u32, u64) override { return false; }
+  std::optional<s64> hypercall(u64, const std::array<u64, 4>&, bool) override { return 0; }
+  const VmSettings& settings() const override { return settings_; }
   void poll() override {}
   void code_page_found() override {}
+
+ private:
+  VmSettings settings_;
 };
 
 } // namespace ring3::x86::test

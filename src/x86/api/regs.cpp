@@ -6,6 +6,7 @@
 #include "x86/cpu/msr_table.h"
 #include "x86/decode/block_cache.h"
 
+#include <bit>
 #include <cerrno>
 
 namespace ring3::x86 {
@@ -73,14 +74,15 @@ int Vcpu::set_regs(const kvm_regs& in) {
   s.regs[r13] = in.r13;
   s.regs[r14] = in.r14;
   s.regs[r15] = in.r15;
+  if (in.rip != s.rip()) abandon_instruction();
   s.regs[reg_rip] = in.rip;
   s.set_rflags(in.rflags);
-  cpu_.forget_replay();
   cpu_.mode_changed();
   return 0;
 }
 
-int Vcpu::get_sregs(kvm_sregs& out) {
+// kvm_sregs and kvm_sregs2 have these in common.
+template <class Sregs> void Vcpu::get_common_sregs(Sregs& out) {
   const CpuState& s = cpu_.state;
   out = {};
   out.cs = to_kvm(s.segment(Seg::cs));
@@ -102,11 +104,15 @@ int Vcpu::get_sregs(kvm_sregs& out) {
   out.cr8 = cr8();
   out.efer = s.efer;
   out.apic_base = lapic_ != nullptr ? lapic_->base_msr() : 0;
+}
+
+int Vcpu::get_sregs(kvm_sregs& out) {
+  get_common_sregs(out);
   if (user_interrupt_) out.interrupt_bitmap[*user_interrupt_ / 64] |= bit(*user_interrupt_ % 64);
   return 0;
 }
 
-int Vcpu::set_sregs(const kvm_sregs& in) {
+template <class Sregs> int Vcpu::set_common_sregs(const Sregs& in) {
   CpuState& s = cpu_.state;
   // The combinations that no processor can be in.
   if ((in.cr0 >> 32) != 0 || (in.cr4 & ~cr4_allowed(cpu_.cpuid)) != 0) return -EINVAL;
@@ -141,13 +147,44 @@ int Vcpu::set_sregs(const kvm_sregs& in) {
   if (s.v8086()) s.cpl = 3;
   cpu_.mmu.select_context((s.cr4 & cr4::pcide) != 0 ? static_cast<u16>(s.cr3 & 0xfff) : u16{0});
   cpu_.mmu.flush_all();
-  if ((s.cr0 & cr0::pg) != 0 && (s.cr4 & cr4::pae) != 0 && !s.long_mode()) cpu_.mmu.load_pdptes(s.cr3);
-  for (unsigned i = 0; i < 4; ++i) {
+  return 0;
+}
+
+bool Vcpu::pae_paging() const {
+  const CpuState& s = cpu_.state;
+  return (s.cr0 & cr0::pg) != 0 && (s.cr4 & cr4::pae) != 0 && !s.long_mode();
+}
+
+int Vcpu::set_sregs(const kvm_sregs& in) {
+  if (const int result = set_common_sregs(in); result != 0) return result;
+  if (pae_paging()) cpu_.mmu.load_pdptes(cpu_.state.cr3);
+  for (unsigned i = 0; i < 4 && lapic_ == nullptr; ++i) {
     if (in.interrupt_bitmap[i] == 0) continue;
-    if (lapic_ == nullptr)
-      user_interrupt_ =
-          static_cast<u8>(i * 64 + static_cast<unsigned>(__builtin_ctzll(in.interrupt_bitmap[i])));
+    user_interrupt_ =
+        static_cast<u8>(i * 64 + static_cast<unsigned>(std::countr_zero(in.interrupt_bitmap[i])));
     break;
+  }
+  cpu_.mode_changed();
+  return 0;
+}
+
+int Vcpu::get_sregs2(kvm_sregs2& out) {
+  get_common_sregs(out);
+  if (!pae_paging()) return 0;
+  for (unsigned i = 0; i < 4; ++i) out.pdptrs[i] = cpu_.state.pdpte[i];
+  out.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+  return 0;
+}
+
+int Vcpu::set_sregs2(const kvm_sregs2& in) {
+  const bool pdptrs = (in.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+  const bool pae = (in.cr0 & cr0::pg) != 0 && (in.cr4 & cr4::pae) != 0 && (in.efer & efer::lma) == 0;
+  if ((in.flags & ~u64{KVM_SREGS2_FLAGS_PDPTRS_VALID}) != 0 || (pdptrs && !pae)) return -EINVAL;
+  if (const int result = set_common_sregs(in); result != 0) return result;
+  if (pdptrs) {
+    for (unsigned i = 0; i < 4; ++i) cpu_.state.pdpte[i] = in.pdptrs[i];
+  } else if (pae_paging()) {
+    cpu_.mmu.load_pdptes(cpu_.state.cr3);
   }
   cpu_.mode_changed();
   return 0;
@@ -156,6 +193,7 @@ int Vcpu::set_sregs(const kvm_sregs& in) {
 int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
   if (entries.size() > 256) return -E2BIG;
   cpu_.cpuid.set(entries);
+  pv_.features().set_cpuid(entries);
   cpu_.mmu.set_max_phys_bits(cpu_.cpuid.max_phys_bits());
   cpu_.mmu.set_gbpages(cpu_.cpuid.has(feature::pdpe1gb));
   cpu_.mmu.flush_all();
@@ -172,7 +210,9 @@ int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
 
 int Vcpu::get_mp_state(kvm_mp_state& out) {
   switch (cpu_.state.activity) {
-  case Activity::halted: out.mp_state = KVM_MP_STATE_HALTED; break;
+  case Activity::halted:
+    out.mp_state = unhalt_posted_.load() ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_HALTED;
+    break;
   case Activity::wait_for_init: out.mp_state = KVM_MP_STATE_UNINITIALIZED; break;
   case Activity::wait_for_sipi: out.mp_state = KVM_MP_STATE_INIT_RECEIVED; break;
   default: out.mp_state = KVM_MP_STATE_RUNNABLE;

@@ -4,7 +4,6 @@
 #include "x86/api/vm.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/decode/block_cache.h"
-#include "x86/pv/hypercalls.h"
 
 #include <algorithm>
 #include <cstring>
@@ -17,9 +16,11 @@ class Vcpu::Arch final : public kvm::ArchVcpu {
  public:
   explicit Arch(Vcpu& v) : v_(v) {}
   void complete_user_exit(kvm_run& run) override { v_.complete_user_exit(run); }
+  bool instruction_open() const override { return v_.cpu_.replaying(); }
   void take_requests(u32 requests) override { v_.take_requests(requests); }
   bool runnable() override { return v_.runnable(); }
   kvm::Entry enter(kvm_run& run) override { return v_.enter(run); }
+  void leaving() override { v_.pv_.leave(); }
   bool halts_in_kernel() const override { return v_.lapic_ != nullptr; }
   u64 next_deadline() const override {
     return std::min(v_.timers_.next_deadline(), v_.vm_.timers().next_deadline());
@@ -30,13 +31,19 @@ class Vcpu::Arch final : public kvm::ArchVcpu {
   Vcpu& v_;
 };
 
-Vcpu::Vcpu(Vm& vm, u32 id)
-    : vm_(vm), vcpu_(id, vm.clock(), vm.slots()),
-      cpu_(vm.slots(), vm.code_watch(), *this, vcpu_.exit_word()) {
+Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
+    : vm_(vm), vcpu_(id, vm.clock(), vm.slots(), std::move(pages)),
+      cpu_(vm.slots(), vm.code_watch(), *this, vcpu_.exit_word()),
+      pv_(cpu_.mmu, vm.slots(), vm.clock(), vm.kvm_clock(), *this, vcpu_.exit_word()),
+      tsc_khz_(vm.tsc_khz()) {
   vcpu_.attach(std::make_unique<Arch>(*this));
+  cpu_.mmu.set_dirty_ring(vcpu_.dirty_ring());
+  cpu_.state.tsc_offset = tsc_offset_for(0); // in step with the others, and 0 for the first
   if (vm.irqchip() != nullptr) {
-    lapic_ = std::make_unique<Lapic>(id, id == 0, *vm.irqchip(), vm.clock(), timers_, *this, *this);
-    if (id != 0) cpu_.state.activity = Activity::wait_for_init;
+    lapic_ =
+        std::make_unique<Lapic>(id, id == vm.boot_cpu_id(), *vm.irqchip(), vm.clock(), timers_, *this, *this);
+    pv_.attach(*lapic_);
+    if (id != vm.boot_cpu_id()) cpu_.state.activity = Activity::wait_for_init;
   }
 }
 
@@ -48,34 +55,48 @@ bool Vcpu::port_read(u16 port, u8 size, u32& value) {
   return lapic_ != nullptr && vm_.irqchip()->pio_read(port, size, value);
 }
 bool Vcpu::port_write(u16 port, u8 size, u32 value) {
-  return lapic_ != nullptr && vm_.irqchip()->pio_write(port, size, value);
+  if (lapic_ != nullptr && vm_.irqchip()->pio_write(port, size, value)) return true;
+  const std::span data(reinterpret_cast<const std::byte*>(&value), size);
+  return write_event(kvm::IoSpace::pio, port, data);
+}
+// Writes that need no exit to user space: it hears of them by an eventfd, or later.
+bool Vcpu::write_event(kvm::IoSpace space, u64 address, std::span<const std::byte> data) {
+  return vm_.ioeventfds().write(space, address, data) || vm_.coalesced().write(space, address, data);
 }
 
 bool Vcpu::mmio_read(GuestPhys a, std::span<std::byte> data) {
   if (lapic_ == nullptr) return false;
   if (lapic_->claims_mmio(a.value)) {
+    pv_.settle_eoi();
     lapic_->mmio_read(static_cast<u32>(a.page_offset()), data.data(), static_cast<u32>(data.size()));
     return true;
   }
   return vm_.irqchip()->mmio_read(a.value, data.data(), static_cast<u32>(data.size()));
 }
 bool Vcpu::mmio_write(GuestPhys a, std::span<const std::byte> data) {
-  if (lapic_ == nullptr) return false;
-  if (lapic_->claims_mmio(a.value)) {
+  if (lapic_ != nullptr && lapic_->claims_mmio(a.value)) {
+    pv_.settle_eoi();
     lapic_->mmio_write(static_cast<u32>(a.page_offset()), data.data(), static_cast<u32>(data.size()));
     return true;
   }
-  return vm_.irqchip()->mmio_write(a.value, data.data(), static_cast<u32>(data.size()));
+  if (lapic_ != nullptr && vm_.irqchip()->mmio_write(a.value, data.data(), static_cast<u32>(data.size())))
+    return true;
+  return write_event(kvm::IoSpace::mmio, a.value, data);
 }
 bool Vcpu::claims_page(GuestPhys page) const { return lapic_ != nullptr && lapic_->claims_mmio(page.value); }
 
-u64 Vcpu::tsc() const { return vm_.clock().now_ns(); }
-u64 Vcpu::tsc_khz() const { return Vm::tsc_khz; }
+u64 Vcpu::tsc() const { return scale_ticks(vm_.clock().tsc(), tsc_khz_, vm_.clock().tsc_khz()); }
+u64 Vcpu::tsc_offset_for(u64 value) { return vm_.tsc_sync().offset_for(value, tsc_khz_); }
 u64 Vcpu::clock_ns_at(u64 tsc) const {
-  // The guest's TSC is the Clock plus an offset, both in nanoseconds; a deadline before time began is due at
-  // once.
-  const u64 ns = tsc - cpu_.state.tsc_offset;
-  return static_cast<s64>(ns) < 0 ? 0 : ns;
+  // From now: the two clocks need not keep the same pace for ever. What has passed is due at once.
+  const u64 ticks = tsc - cpu_.guest_tsc();
+  if (static_cast<s64>(ticks) <= 0) return 0;
+  const u64 ns = scale_ticks(ticks, 1'000'000, tsc_khz_) + 1;
+  const u64 now = vm_.clock().now_ns();
+  return ns > ~now ? ~u64{0} : now + ns;
+}
+u64 Vcpu::tsc_at(u64 host_tsc) const {
+  return scale_ticks(host_tsc, tsc_khz_, vm_.clock().tsc_khz()) + cpu_.state.tsc_offset;
 }
 
 u8 Vcpu::cr8() const { return lapic_ != nullptr ? lapic_->cr8() : u8{0}; }
@@ -96,10 +117,12 @@ bool Vcpu::read_apic_msr(u32 index, u64& value) {
     value = lapic_->tsc_deadline();
     return true;
   }
+  pv_.settle_eoi();
   return lapic_->read_x2apic_msr(index, value);
 }
 bool Vcpu::write_apic_msr(u32 index, u64 value, bool host) {
   if (lapic_ == nullptr) return false;
+  pv_.settle_eoi();
   if (index == msr::apic_base) {
     const u64 old = lapic_->base_msr();
     if (!lapic_->set_base_msr(value, host)) return false;
@@ -115,6 +138,7 @@ bool Vcpu::write_apic_msr(u32 index, u64 value, bool host) {
   return lapic_->write_x2apic_msr(index, value);
 }
 void Vcpu::tsc_changed() {
+  pv_.tsc_changed();
   if (lapic_ != nullptr) lapic_->tsc_changed();
 }
 
@@ -127,11 +151,16 @@ void Vcpu::poll() {
   const u64 now = vm_.clock().now_ns();
   if (timers_.next_deadline() <= now) timers_.run_expired(now);
   if (vm_.timers().next_deadline() <= now) vm_.timers().run_expired(now);
+  pv_.poll(now);
 }
 
-u64 Vcpu::hypercall(u64 number, const std::array<u64, 4>& arguments) {
-  return static_cast<u64>(kvm_hypercall(vm_.irqchip(), number, arguments));
+std::optional<s64> Vcpu::hypercall(u64 number, const std::array<u64, 4>& arguments, bool long_mode) {
+  ++vcpu_.stats().hypercalls;
+  return pv_.hypercall({number, arguments, long_mode}, vm_.irqchip(),
+                       settings().hypercall_exits.load(std::memory_order_relaxed), vcpu_.id());
 }
+
+const VmSettings& Vcpu::settings() const { return vm_.settings(); }
 
 void Vcpu::code_page_found() { vm_.protect_code_pages(this); }
 
@@ -154,8 +183,14 @@ void Vcpu::post_startup(u8 vector) {
   event_pending();
 }
 
+void Vcpu::post_unhalt() {
+  unhalt_posted_.store(true);
+  event_pending();
+}
+
 void Vcpu::take_init() {
   cpu_.reset(true);
+  pv_.reset();
   if (lapic_ != nullptr) lapic_->reset(true);
   const bool bootstrap = lapic_ == nullptr || (lapic_->base_msr() & bit(8)) != 0;
   cpu_.state.activity = bootstrap ? Activity::running : Activity::wait_for_sipi;
@@ -175,12 +210,16 @@ void Vcpu::take_startup() {
 // --- the run loop's half ---
 
 void Vcpu::take_requests(u32 requests) {
+  if ((requests & Cpu::exit_window) != 0)
+    ++(nmis_posted_.load(std::memory_order_relaxed) != 0 ? vcpu_.stats().nmi_window_exits
+                                                         : vcpu_.stats().irq_window_exits);
   if ((requests & kvm::request::slots) != 0) {
     cpu_.mmu.reload_slots();
     cpu_.blocks().flush();
     cpu_.flags_changed();
   }
   if ((requests & kvm::request::protect) != 0) cpu_.mmu.protect_all();
+  if (pv_.prepare(requests, tsc_khz())) vm_.update_clocks();
   if (init_posted_.exchange(false)) take_init();
   if (startup_posted_.load() >= 0) take_startup();
 }
@@ -195,8 +234,12 @@ bool Vcpu::runnable() {
   switch (cpu_.state.activity) {
   case Activity::running: return true;
   case Activity::halted: {
-    const bool wakes = nmis_posted_.load() != 0 || (cpu_.can_take_interrupt() && interrupt_waiting());
-    if (wakes) cpu_.state.activity = Activity::running;
+    const bool wakes = nmis_posted_.load() != 0 || (cpu_.can_take_interrupt() && interrupt_waiting()) ||
+                       unhalt_posted_.load();
+    if (wakes) {
+      cpu_.state.activity = Activity::running;
+      unhalt_posted_.store(false);
+    }
     // Without our irqchip, user space decides when a halted CPU runs again: by calling KVM_RUN.
     if (lapic_ == nullptr) cpu_.state.activity = Activity::running;
     return wakes || lapic_ == nullptr;
@@ -206,11 +249,19 @@ bool Vcpu::runnable() {
 }
 
 bool Vcpu::deliver_vector(u8 vector) {
-  if (cpu_.deliver_interrupt(vector)) return true;
+  if (cpu_.deliver_interrupt(vector)) {
+    ++vcpu_.stats().irq_injections;
+    return true;
+  }
   if (!cpu_.fault_pending) return false;
   const Fault f = cpu_.fault;
   cpu_.fault_pending = false;
   return cpu_.deliver_fault(f);
+}
+
+bool Vcpu::deliver_nmi() {
+  ++vcpu_.stats().nmi_injections;
+  return cpu_.deliver_nmi();
 }
 
 bool Vcpu::deliver_queued() {
@@ -221,7 +272,7 @@ bool Vcpu::deliver_queued() {
     f.cr2 = cpu_.state.cr2;
     return cpu_.deliver_fault(f);
   }
-  if (e.type == EventType::nmi) return cpu_.deliver_nmi();
+  if (e.type == EventType::nmi) return deliver_nmi();
   return deliver_vector(e.vector);
 }
 
@@ -241,7 +292,7 @@ bool Vcpu::deliver_pending() {
     u32 n = nmis_posted_.load();
     while (!nmis_posted_.compare_exchange_weak(n, std::min(n, most) - (now ? 1 : 0))) {
     }
-    if (now && !cpu_.deliver_nmi()) return false;
+    if (now && !deliver_nmi()) return false;
     if (nmis_posted_.load() != 0) cpu_.window_wanted = true;
   }
   if (!interrupt_waiting()) return true;
@@ -269,6 +320,7 @@ bool Vcpu::deliver_pending() {
 kvm::Entry Vcpu::enter(kvm_run& run) {
   cpu_.synchronize_code();
   if (!deliver_pending()) return finish(cpu_.exit, run);
+  pv_.offer_eoi();
   return finish(cpu_.run(), run);
 }
 
@@ -277,7 +329,8 @@ kvm::Entry Vcpu::finish(CpuExit why, kvm_run& run) {
   case CpuExit::request: return kvm::Entry::again;
   case CpuExit::halt: return kvm::Entry::halted;
   case CpuExit::io:
-  case CpuExit::mmio: return exit_to_user(run);
+  case CpuExit::mmio:
+  case CpuExit::hypercall: return exit_to_user(run);
   case CpuExit::shutdown:
     run.exit_reason = KVM_EXIT_SHUTDOWN;
     cpu_.state.activity = Activity::shutdown;
@@ -291,6 +344,10 @@ kvm::Entry Vcpu::finish(CpuExit why, kvm_run& run) {
   }
 }
 
+namespace {
+constexpr u64 vapic_port = 0x7e;
+}
+
 kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
   const ExternalAccess& e = cpu_.external;
   external_open_ = true;
@@ -300,8 +357,17 @@ kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
     run.io.size = e.size;
     run.io.port = static_cast<u16>(e.address);
     run.io.count = 1;
-    run.io.data_offset = kvm::Vcpu::io_data_offset;
-    std::memcpy(reinterpret_cast<std::byte*>(&run) + kvm::Vcpu::io_data_offset, &e.data, sizeof e.data);
+    run.io.data_offset = kvm::RunPages::pio_offset;
+    std::memcpy(vcpu_.pages().pio(), &e.data, sizeof e.data);
+  } else if (e.hypercall) {
+    const bool wide = cpu_.code64();
+    const auto argument = [&](Gpr r) { return cpu_.state.regs[r] & low_mask(wide ? 64 : 32); };
+    run.exit_reason = KVM_EXIT_HYPERCALL;
+    run.hypercall.nr = argument(rax);
+    run.hypercall.args[0] = argument(rbx);
+    run.hypercall.args[1] = argument(rcx);
+    run.hypercall.args[2] = argument(rdx);
+    run.hypercall.longmode = wide ? 1 : 0; // KVM_EXIT_HYPERCALL_LONG_MODE
   } else {
     run.exit_reason = KVM_EXIT_MMIO;
     run.mmio.phys_addr = e.address;
@@ -317,11 +383,22 @@ void Vcpu::complete_user_exit(kvm_run& run) {
   external_open_ = false;
   u64 data = 0;
   if (cpu_.external.io) {
-    std::memcpy(&data, reinterpret_cast<std::byte*>(&run) + kvm::Vcpu::io_data_offset, sizeof data);
+    std::memcpy(&data, vcpu_.pages().pio(), sizeof data);
+  } else if (cpu_.external.hypercall) {
+    data = run.hypercall.ret;
   } else {
     std::memcpy(&data, run.mmio.data, sizeof data);
   }
   cpu_.complete_external(data);
+}
+
+bool Vcpu::is_guest_memory(const void* host) const { return vm_.slots().backs(host); }
+
+void Vcpu::guest_memory_lost() {
+  cpu_.fault_pending = cpu_.exit_pending = false;
+  cpu_.forget_replay();
+  cpu_.mmu.flush_all();
+  vcpu_.out_of_guest();
 }
 
 // --- events from user space ---

@@ -5,11 +5,13 @@
 
 #include "kvm/api.h"
 #include "kvm/arch.h"
+#include "kvm/io_space.h"
 #include "kvm/state_api.h"
 #include "kvm/timer_queue.h"
 #include "kvm/vcpu.h"
 #include "x86/cpu/cpu.h"
 #include "x86/irqchip/lapic.h"
+#include "x86/pv/paravirt.h"
 
 #include <memory>
 #include <optional>
@@ -24,7 +26,7 @@ class Vcpu final : public kvm::VcpuApi,
                    public VcpuEvents,
                    public GuestTsc {
  public:
-  Vcpu(Vm& vm, u32 id);
+  Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages);
   ~Vcpu() override;
 
   kvm::Vcpu& generic() { return vcpu_; }
@@ -74,10 +76,15 @@ class Vcpu final : public kvm::VcpuApi,
   bool read_apic_msr(u32 index, u64& value) override;
   bool write_apic_msr(u32 index, u64 value, bool host) override;
   void tsc_changed() override;
-  u64 tsc_khz() const override;
+  u64 tsc_khz() const override { return tsc_khz_; }
+  u64 tsc_offset_for(u64 value) override;
   void pause() override;
   void poll() override;
-  u64 hypercall(u64 number, const std::array<u64, 4>& arguments) override;
+  bool has_pv_msr(u32 index) const override { return pv_.has_msr(index); }
+  bool read_pv_msr(u32 index, u64& value) override { return pv_.read_msr(index, value); }
+  bool write_pv_msr(u32 index, u64 value) override { return pv_.write_msr(index, value); }
+  std::optional<s64> hypercall(u64 number, const std::array<u64, 4>& arguments, bool long_mode) override;
+  const VmSettings& settings() const override;
   void code_page_found() override;
 
   // --- VcpuEvents: what the local APIC and other CPUs post ---
@@ -86,25 +93,59 @@ class Vcpu final : public kvm::VcpuApi,
   void post_smi() override;
   void post_init() override;
   void post_startup(u8 vector) override;
+  void post_unhalt() override;
 
   // --- GuestTsc ---
   u64 clock_ns_at(u64 tsc) const override;
+  u64 tsc_at(u64 host_tsc) const override;
+
+  // KVM_KVMCLOCK_CTRL (api.rst 4.70): 0, or -EINVAL if the guest has no kvmclock.
+  int kvmclock_ctrl() { return pv_.notify_paused(); }
+  // KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
+  void enforce_pv_cpuid(bool on) { pv_.features().enforce(on); }
 
   Lapic* lapic() { return lapic_.get(); }
 
+  // --- what a VMM tunes and asks (vcpu_control.cpp); 0 or KVM's -errno ---
+  std::span<const kvm_cpuid_entry2> cpuid_entries() const { return cpu_.cpuid.entries(); }
+  int get_sregs2(kvm_sregs2& out);
+  int set_sregs2(const kvm_sregs2& in);
+  // KVM_SET_TSC_KHZ: the counter jumps to what it would be at this rate; 0: the host's rate.
+  int set_tsc_khz(u64 khz);
+  int tpr_access_reporting(kvm_tpr_access_ctl& control);
+  int set_vapic_addr(u64 address);
+  int enable_capability(const kvm_enable_cap& cap);
+
+  // Is this an address of memory that the VMM gave to a slot? Async-signal-safe on a thread that runs a vCPU.
+  bool is_guest_memory(const void* host) const;
+  // The thread was taken out of the middle of an instruction because such memory is not there any more.
+  void guest_memory_lost();
+  // Takes a kick() back that run() has not answered yet. The vCPU's thread.
+  void forget_kick() { vcpu_.exit_word().fetch_and(~kvm::request::kick); }
+
  private:
   class Arch;
+  bool write_event(kvm::IoSpace space, u64 address, std::span<const std::byte> data);
   void take_requests(u32 requests);
   bool runnable();
   kvm::Entry enter(kvm_run& run);
   void complete_user_exit(kvm_run& run);
+  // User space goes on elsewhere than with the instruction whose access it was asked for.
+  void abandon_instruction() {
+    external_open_ = false;
+    cpu_.forget_replay();
+  }
   void take_init();
   void take_startup();
   // False: the guest shut down or needs user space while an event was delivered.
   bool deliver_pending();
   bool deliver_vector(u8 vector);
+  bool deliver_nmi();
   bool deliver_queued();
   bool interrupt_waiting() const;
+  template <class Sregs> void get_common_sregs(Sregs& out);
+  template <class Sregs> int set_common_sregs(const Sregs& in);
+  bool pae_paging() const;
   kvm::Entry exit_to_user(kvm_run& run);
   kvm::Entry finish(CpuExit why, kvm_run& run);
 
@@ -113,6 +154,8 @@ class Vcpu final : public kvm::VcpuApi,
   kvm::TimerQueue timers_;
   std::unique_ptr<Lapic> lapic_; // null without the in-kernel irqchip
   Cpu cpu_;
+  Paravirt pv_;
+  u64 tsc_khz_;
   unsigned pauses_ = 0;
   bool external_open_ = false;       // the last exit waits for its answer
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
@@ -128,6 +171,7 @@ class Vcpu final : public kvm::VcpuApi,
   // Posted by any thread, taken by ours.
   std::atomic<bool> init_posted_{false};
   std::atomic<int> startup_posted_{-1};
+  std::atomic<bool> unhalt_posted_{false};
   std::atomic<u32> nmis_posted_{0};
 };
 

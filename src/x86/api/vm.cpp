@@ -3,15 +3,23 @@
 
 #include "x86/api/system.h"
 #include "x86/api/vcpu.h"
+#include "x86/cpu/cpuid_model.h"
 
 #include <cerrno>
 
 namespace ring3::x86 {
 
-std::unique_ptr<kvm::VmApi> create_vm() { return std::make_unique<Vm>(std::make_unique<kvm::HostClock>()); }
+std::unique_ptr<kvm::VmApi> create_vm() {
+  auto vm = std::make_unique<Vm>(std::make_unique<kvm::HostClock>());
+  vm->set_tsc_khz(cpuid_tsc_khz);
+  return vm;
+}
 
 Vm::Vm(std::unique_ptr<kvm::Clock> clock)
-    : clock_(std::move(clock)), vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)) {}
+    : clock_(std::move(clock)), tsc_sync_(*clock_), tsc_khz_(clock_->tsc_khz()), kvm_clock_(*clock_),
+      vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)),
+      irqfds_([this](u32 gsi, bool level, kvm::IrqFds::Source source) { drive_line(gsi, level, source); },
+              [this] { irqchip_->resampled_changed(); }) {}
 
 Vm::~Vm() = default;
 
@@ -31,6 +39,7 @@ int Vm::create_irqchip() {
   if (irqchip_) return -EEXIST;
   if (!vcpus_.empty()) return -EINVAL;
   irqchip_ = std::make_unique<IrqChip>(*clock_, timers_);
+  irqchip_->set_irqfds(irqfds_);
   return 0;
 }
 
@@ -51,16 +60,26 @@ int Vm::signal_msi(const kvm_msi& msi) {
 }
 
 int Vm::create_vcpu(u32 id, kvm::VcpuApi*& out) {
-  if (id >= max_vcpus) return -EINVAL;
+  Vcpu* made = nullptr;
+  const int result = create_vcpu(id, -1, made);
+  if (result == 0) out = made;
+  return result;
+}
+
+int Vm::create_vcpu(u32 id, int shared_fd, Vcpu*& out) {
+  if (id >= max_vcpu_ids) return -EINVAL;
   const std::scoped_lock guard(lock_);
   for (const auto& v : vcpus_) {
     if (v->generic().id() == id) return -EEXIST;
   }
-  if (vcpus_.size() >= max_vcpus) return -EINVAL;
-  auto vcpu = std::make_unique<Vcpu>(*this, id);
+  if (vcpus_.size() >= max_vcpus || (vcpu_id_limit_ != 0 && id >= vcpu_id_limit_)) return -EINVAL;
+  auto pages = std::make_unique<kvm::RunPages>(shared_fd, dirty_ring_bytes());
+  if (!pages->valid()) return -ENOMEM;
+  auto vcpu = std::make_unique<Vcpu>(*this, id, std::move(pages));
   if (irqchip_) {
     if (const int result = irqchip_->attach(*vcpu->lapic()); result != 0) return result;
   }
+  coalesced_.attach(vcpu->generic().pages().coalesced());
   out = vcpu.get();
   const u32 n = vcpu_count_.load(std::memory_order_relaxed);
   vcpu_table_[n].store(vcpu.get(), std::memory_order_release);
@@ -71,7 +90,10 @@ int Vm::create_vcpu(u32 id, kvm::VcpuApi*& out) {
 
 int Vm::get_dirty_log(u32 slot, std::span<u64> bitmap) {
   const std::scoped_lock guard(lock_);
-  return slots_.get_dirty_log(slot, bitmap);
+  bool cleared = false;
+  const int result = slots_.get_dirty_log(slot, bitmap, cleared);
+  if (cleared) revoke_writes();
+  return result;
 }
 
 int Vm::get_irqchip(kvm_irqchip& chip) { return irqchip_ ? irqchip_->get_state(chip) : -ENXIO; }
@@ -80,6 +102,20 @@ int Vm::get_pit(kvm_pit_state2& out) { return irqchip_ ? irqchip_->get_pit_state
 int Vm::set_pit(const kvm_pit_state2& in) { return irqchip_ ? irqchip_->set_pit_state(in) : -ENXIO; }
 int Vm::set_gsi_routing(std::span<const kvm_irq_routing_entry> entries) {
   return irqchip_ ? irqchip_->set_routing(entries) : -EINVAL;
+}
+
+int Vm::set_clock(const kvm_clock_data& in) {
+  const int result = kvm_clock_.set(in);
+  if (result == 0) update_clocks();
+  return result;
+}
+
+void Vm::update_clocks() {
+  const u32 n = vcpu_count_.load(std::memory_order_acquire);
+  for (u32 i = 0; i < n; ++i) {
+    // Halted ones too: a guest may read another vCPU's structure.
+    vcpu_table_[i].load(std::memory_order_acquire)->generic().post(pv_request::clock);
+  }
 }
 
 void Vm::protect_code_pages(const Vcpu* from) {

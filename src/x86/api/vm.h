@@ -4,11 +4,19 @@
 
 #include "kvm/api.h"
 #include "kvm/clock.h"
+#include "kvm/coalesced_ring.h"
 #include "kvm/code_watch.h"
+#include "kvm/ioeventfd.h"
+#include "kvm/irqfd.h"
 #include "kvm/memory_slots.h"
 #include "kvm/state_api.h"
+#include "kvm/stats.h"
 #include "kvm/timer_queue.h"
+#include "kvm/uapi_6_12.h"
+#include "x86/api/guest_tsc.h"
+#include "x86/api/vm_settings.h"
 #include "x86/irqchip/irqchip.h"
+#include "x86/pv/kvm_clock.h"
 
 #include <memory>
 #include <mutex>
@@ -24,7 +32,8 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   ~Vm() override;
 
   static constexpr u32 max_vcpus = 1024;
-  static constexpr u64 tsc_khz = 1'000'000; // the TSC counts nanoseconds of the Clock
+  static constexpr u32 max_vcpu_ids = 4096;
+  static constexpr u64 max_tsc_khz = 0x7fffffff;
 
   int set_user_memory_region(const kvm_userspace_memory_region& region) override;
   int create_irqchip() override;
@@ -40,26 +49,93 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   int set_pit(const kvm_pit_state2& in) override;
   int set_gsi_routing(std::span<const kvm_irq_routing_entry> entries) override;
 
+  // --- events and the log of dirty pages (vm_events.cpp); 0 or KVM's -errno ---
+  int coalesced_zone(const kvm_coalesced_mmio_zone& zone, bool add);
+  int ioeventfd(const kvm_ioeventfd& args) { return ioeventfds_.control(args); }
+  int irqfd(const kvm_irqfd& args); // -EINVAL without the in-kernel irqchip
+  // KVM_CLEAR_DIRTY_LOG; the bitmap has a bit for each of the pages.
+  int clear_dirty_log(const kvm_clear_dirty_log& args, std::span<const u64> bitmap);
+  int set_manual_dirty_protect(u64 flags); // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
+  int enable_dirty_ring(u32 bytes);        // KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL
+  int reset_dirty_rings();                 // the number of entries taken back
+  int open_stats();                        // KVM_GET_STATS_FD: a new descriptor
+
+  kvm::IoEventFds& ioeventfds() { return ioeventfds_; }
+  kvm::CoalescedRing& coalesced() { return coalesced_; }
+
+  // KVM_SET_USER_MEMORY_REGION2: the same without guest_memfd, which is not built (-EINVAL).
+  int set_user_memory_region(const kvm::UserspaceMemoryRegion2& region);
+
+  // KVM_CREATE_VCPU with its shared pages in a file of kvm::RunPages::file_size(dirty_ring_bytes()) bytes,
+  // which the caller keeps; -1: memory that only this process sees.
+  int create_vcpu(u32 id, int shared_fd, Vcpu*& out);
+
   const kvm::Clock& clock() const { return *clock_; }
   const kvm::MemorySlots& slots() const { return slots_; }
   kvm::CodeWatch& code_watch() { return code_watch_; }
   kvm::TimerQueue& timers() { return timers_; }
   IrqChip* irqchip() { return irqchip_.get(); }
 
+  VmSettings& settings() { return settings_; }
+
+  // KVM_GET_CLOCK and KVM_SET_CLOCK (api.rst 4.29, 4.30).
+  KvmClock& kvm_clock() { return kvm_clock_; }
+  int get_clock(kvm_clock_data& out) const { return kvm_clock_.get(out); }
+  int set_clock(const kvm_clock_data& in);
+  // Every vCPU shows its guest the clock anew before it runs on.
+  void update_clocks();
+
+  // --- what a VMM tunes (vm_control.cpp); 0 or KVM's -errno ---
+  int enable_capability(const kvm_enable_cap& cap);
+  int set_tss_addr(u64 address);
+  int set_identity_map_addr(u64 address);
+  int set_nr_mmu_pages(u64 pages);
+  // The frequency that new vCPUs get; 0: the host's. -EINVAL once there is a vCPU.
+  int set_tsc_khz(u64 khz);
+  u64 tsc_khz() const { return tsc_khz_.load(std::memory_order_relaxed); }
+  TscSync& tsc_sync() { return tsc_sync_; }
+  int set_boot_cpu_id(u32 id); // KVM_SET_BOOT_CPU_ID: -EBUSY once there is a vCPU
+  int reinject_control(const kvm_reinject_control& control);
+  // Size of each vCPU's dirty ring (KVM_CAP_DIRTY_LOG_RING); 0: none.
+  u64 dirty_ring_bytes() const { return slots_.dirty_log().ring_bytes(); }
+  u32 boot_cpu_id() const { return boot_cpu_id_; }
+  // Words of the bitmap that get_dirty_log() fills for this slot; 0 for what is not logged.
+  std::size_t dirty_words(u32 slot) const { return slots_.dirty_words(slot); }
+  // The KVM_X86_QUIRK_* that can be switched off.
+  static constexpr u64 supported_quirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_OUT_7E_INC_RIP;
+
   // Every vCPU but `from` forgets its permission to store without being noticed.
   void protect_code_pages(const Vcpu* from);
 
  private:
+  int limit_vcpu_ids(u64 count);
+  // After bits of the dirty log were cleared: returns when no vCPU stores without marking any more. lock_
+  // held.
+  void revoke_writes();
+  void drive_line(u32 gsi, bool level, kvm::IrqFds::Source source);
+
   std::unique_ptr<kvm::Clock> clock_;
+  TscSync tsc_sync_;
+  std::atomic<u64> tsc_khz_;
+  KvmClock kvm_clock_;
+  VmSettings settings_;
   kvm::MemorySlots slots_;
   kvm::CodeWatch code_watch_;
   kvm::TimerQueue timers_;
   std::unique_ptr<IrqChip> irqchip_;
+  u32 boot_cpu_id_ = 0;
+  u32 vcpu_id_limit_ = 0;   // KVM_CAP_MAX_VCPU_ID; 0: not set
   mutable std::mutex lock_; // vcpus_ while it grows, and memory-slot changes
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
   // Readers on hot paths walk this instead: entries are set once, count grows.
   std::unique_ptr<std::atomic<Vcpu*>[]> vcpu_table_;
   std::atomic<u32> vcpu_count_{0};
+
+  kvm::IoEventFds ioeventfds_;
+  kvm::CoalescedRing coalesced_;
+  kvm::Stats<kvm::VmStats> stats_{kvm::StatsLayout::vm(), kvm::StatsFile::vm_id()}; // under lock_
+  // Last, so that its thread ends before what it interrupts.
+  kvm::IrqFds irqfds_;
 };
 
 } // namespace ring3::x86

@@ -23,6 +23,7 @@
 namespace ring3::x86 {
 
 class BlockCache;
+struct VmSettings; // api/vm_settings.h: plain data, which everybody may read
 
 // What a CPU reaches outside itself, within the hypervisor: interrupt controllers and the clock. Whatever is
 // not claimed here goes to user space as an exit.
@@ -47,10 +48,18 @@ class Platform {
   // The guest's TSC moved: deadlines must be computed again.
   virtual void tsc_changed() = 0;
   virtual u64 tsc_khz() const = 0;
+  // The TSC offset with which the counter shows `value` now, as a VMM wants it.
+  virtual u64 tsc_offset_for(u64 value) = 0;
   // PAUSE: a spinning CPU may let others run.
   virtual void pause() = 0;
-  // VMCALL or VMMCALL from ring 0: KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst).
-  virtual u64 hypercall(u64 number, const std::array<u64, 4>& arguments) = 0;
+  // KVM's paravirtual MSRs: may this guest use one; false: #GP.
+  virtual bool has_pv_msr(u32 index) const = 0;
+  virtual bool read_pv_msr(u32 index, u64& value) = 0;
+  virtual bool write_pv_msr(u32 index, u64 value) = 0;
+  // VMCALL or VMMCALL from ring 0: KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst), with
+  // arguments of 64 or of 32 bits. Nothing: user space has the answer.
+  virtual std::optional<s64> hypercall(u64 number, const std::array<u64, 4>& arguments, bool long_mode) = 0;
+  virtual const VmSettings& settings() const = 0;
   // Called every few thousand instructions: run timers that are due.
   virtual void poll() = 0;
   // This CPU found a page of code: other CPUs must not store to it unseen any more.
@@ -63,6 +72,7 @@ enum class CpuExit : u8 {
   halt,           // HLT or MWAIT; state.activity says so
   io,             // port access for user space, in Cpu::external
   mmio,           // likewise, memory
+  hypercall,      // likewise, for an answer; the arguments are in the registers
   shutdown,       // triple fault
   internal_error, // Cpu::internal_error says what
 };
@@ -72,6 +82,7 @@ enum class CpuExit : u8 {
 // replayed, so nothing is done twice and no handler knows the difference.
 struct ExternalAccess {
   bool io = false;
+  bool hypercall = false; // no access: a question, whose answer is `data`
   bool write = false;
   u8 size = 0;
   u64 address = 0; // port or guest-physical address
@@ -140,9 +151,14 @@ class Cpu {
   ExternalAccess external;
   // Answers the access in `external` (for reads, with data) so that the instruction can be executed again.
   void complete_external(u64 data);
+  // Executes the rest of the instruction that was answered, and nothing more. False: it is not over, see
+  // `exit`.
+  bool finish_instruction();
   // One port access; false: abort.
   bool port_read(u16 port, u8 size, u32& value);
   bool port_write(u16 port, u8 size, u32 value);
+  // A hypercall for user space; false: abort.
+  bool ask_user_space(u64& answer);
 
   // --- registers by Insn's byte offsets ---
   template <class T> T reg(u8 offset) const {
@@ -215,6 +231,9 @@ class Cpu {
   // written.
   bool read_bytes(Seg s, u64 offset, void* out, u64 size);
   bool write_bytes(Seg s, u64 offset, const void* in, u64 size);
+  // A store of this ring's to a linear address that no segment register leads to: the bytes of an
+  // instruction.
+  bool write_linear(GuestVirt a, const void* in, u64 size) { return store_slow(a, in, size, Seg::cs, false); }
   // Would a store of this size fault or leave for user space? Checks without storing; sets A and D bits.
   bool probe_write(Seg s, u64 offset, u64 size);
   // Host pointer for a read-modify-write of [a, a + size) when that is plain memory in one page. Null: either
@@ -371,6 +390,7 @@ class Cpu {
   bool access_checks(GuestVirt a, u64 size, Seg s, bool system);
   bool external_read(GuestPhys a, std::byte* out, u64 size);
   bool external_write(GuestPhys a, const std::byte* in, u64 size);
+  bool replayed(const ExternalAccess& want, u64& data);
   bool replay_or_exit(ExternalAccess want, u64& data);
   void note_watchpoint(GuestVirt a, u64 size, bool write);
   bool read_piece(const Translation& t, const Backing& b, std::byte* out, u64 size);

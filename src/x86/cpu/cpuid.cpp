@@ -54,7 +54,8 @@ CpuidResult CpuidTable::query(u32 leaf, u32 subleaf, const CpuState& state) cons
     // Beyond the last leaf of its range, Intel repeats the last basic leaf and AMD gives zeros; a known leaf
     // with an unknown subleaf gives zeros, but the topology leaves keep ECX and the x2APIC ID (SDM vol. 2,
     // CPUID).
-    const kvm_cpuid_entry2* range = find(leaf & 0x80000000, 0);
+    const bool hypervisor_leaf = leaf >> 28 == 4; // each hypervisor has 256 of them
+    const kvm_cpuid_entry2* range = find(leaf & (hypervisor_leaf ? 0xffffff00 : 0x80000000), 0);
     const bool beyond = range != nullptr && leaf > range->eax;
     if (beyond && !amd_) {
       const kvm_cpuid_entry2* basic = find(0, 0);

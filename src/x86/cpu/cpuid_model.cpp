@@ -3,6 +3,7 @@
 
 #include "x86/cpu/cpuid_features.h"
 #include "x86/cpu/xsave_layout.h"
+#include "x86/pv/pv_features.h"
 
 #include <algorithm>
 #include <cstring>
@@ -237,16 +238,15 @@ void add_time(Table& t, const Model& m) {
     mhz.ecx = 100;
   }
   t.leaf(0x80000007).edx |= 1u << 8; // invariant TSC
-  // The generic hypervisor leaves: the TSC and bus frequency in kHz, which Linux takes on any vendor's CPU
-  // when the signature is one it knows; ours is its own, so this is for whoever asks.
-  kvm_cpuid_entry2& hv = t.leaf(0x40000000);
-  hv.eax = 0x40000010;
-  std::memcpy(&hv.ebx, "ring", 4);
-  std::memcpy(&hv.ecx, "3 so", 4);
-  std::memcpy(&hv.edx, "ft  ", 4);
+  // The generic hypervisor leaf: the TSC and bus frequency in kHz, for whoever asks.
   kvm_cpuid_entry2& khz = t.leaf(0x40000010);
   khz.eax = 1'000'000;
   khz.ebx = 1'000'000;
+}
+
+void add_hypervisor(Table& t) {
+  for (const kvm_cpuid_entry2& e : kvm_cpuid_leaves()) t.leaf(e.function) = e;
+  t.leaf(0x40000000).eax = 0x40000010; // the last leaf is add_time()'s
 }
 
 void add_xsave(Table& t) {
@@ -321,6 +321,7 @@ std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, 
   t.leaf(0x80000001).eax = m.vendor == VendorId::amd ? signature(m) : 0;
   add_topology(t, m, index, count);
   add_time(t, m);
+  add_hypervisor(t);
   add_xsave(t);
   t.leaf(7, 0, true).eax = 1;
   t.leaf(7, 1, true);

@@ -22,6 +22,9 @@ struct CpuModelSelection {
 // errors.
 Result<CpuModelSelection> select_cpu_model(std::string_view spec);
 
+// The TSC frequency that cpuid_entries() tells of.
+constexpr u32 cpuid_tsc_khz = 1'000'000;
+
 // The CPUID entries that one vCPU of `vcpu_count` gets.
 std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 vcpu_index,
                                             u32 vcpu_count);

@@ -36,7 +36,9 @@ bool Cpu::translate(GuestVirt a, Access access, bool system, Seg s, Translation&
     return true;
   }
   b = mmu.backing(t.pa);
-  if (b.host != nullptr) mmu.fill(mode, a, access, t, b);
+  if (b.host == nullptr) return true;
+  if (access == Access::write && !b.slot->read_only()) mmu.mark_dirty(b, t.pa);
+  mmu.fill(mode, a, access, t, b);
   return true;
 }
 
@@ -77,7 +79,6 @@ bool Cpu::write_piece(const Translation& t, const Backing& b, const std::byte* i
   default:
     for (u64 i = 0; i < size; ++i) guest_store<std::byte>(p + i, in[i]);
   }
-  mmu.mark_dirty(b, t.pa);
   code_written(t.pa, size);
   return true;
 }
@@ -135,7 +136,6 @@ std::byte* Cpu::host_for_update_slow(GuestVirt a, u64 size, Seg s) {
   Backing b;
   if (!translate(a, Access::write, false, s, t, b)) return nullptr;
   if (a.page_offset() + size > page_size || b.host == nullptr || b.slot->read_only()) return nullptr;
-  mmu.mark_dirty(b, t.pa);
   if (watchpoints_) note_watchpoint(a, size, true);
   const kvm::CodePage* page = mmu.code_watch().find(t.pa);
   if (page != nullptr && (page->lines.load(std::memory_order_relaxed) &
@@ -179,13 +179,26 @@ bool Cpu::probe_write(Seg s, u64 offset, u64 size) {
 
 // --- accesses for devices ---
 
+// Whether user space has already performed this very access for the instruction under way. Asked before the
+// platform: meanwhile that might claim the access, too (a ring of coalesced writes has room again).
+bool Cpu::replayed(const ExternalAccess& want, u64& data) {
+  if (replay_next_ >= replay_count_) return false;
+  const ExternalAccess& next = replay_[replay_next_];
+  if (next.io != want.io || next.write != want.write || next.size != want.size ||
+      next.address != want.address)
+    return false;
+  ++replay_next_;
+  data = next.data;
+  return true;
+}
+
 bool Cpu::replay_or_exit(ExternalAccess want, u64& data) {
   if (replay_next_ < replay_count_) {
     data = replay_[replay_next_++].data;
     return true;
   }
   external = want;
-  request_exit(want.io ? CpuExit::io : CpuExit::mmio);
+  request_exit(want.hypercall ? CpuExit::hypercall : want.io ? CpuExit::io : CpuExit::mmio);
   return false;
 }
 
@@ -195,7 +208,14 @@ void Cpu::complete_external(u64 data) {
 }
 
 bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
-  if (size <= 8 && platform.mmio_read(a, {out, size})) return true;
+  if (size <= 8) {
+    u64 data = 0;
+    if (replayed({.io = false, .write = false, .size = static_cast<u8>(size), .address = a.value}, data)) {
+      std::memcpy(out, &data, size);
+      return true;
+    }
+    if (platform.mmio_read(a, {out, size})) return true;
+  }
   while (size > 0) {
     const u64 n = std::min<u64>(size, 8);
     u64 data = 0;
@@ -212,7 +232,12 @@ bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
 }
 
 bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
-  if (size <= 8 && platform.mmio_write(a, {in, size})) return true;
+  if (size <= 8) {
+    u64 ignored;
+    if (replayed({.io = false, .write = true, .size = static_cast<u8>(size), .address = a.value}, ignored) ||
+        platform.mmio_write(a, {in, size}))
+      return true;
+  }
   while (size > 0) {
     const u64 n = std::min<u64>(size, 8);
     u64 data = 0;
@@ -231,8 +256,12 @@ bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
 }
 
 bool Cpu::port_read(u16 port, u8 size, u32& value) {
-  if (platform.port_read(port, size, value)) return true;
   u64 data;
+  if (replayed({.io = true, .write = false, .size = size, .address = port}, data)) {
+    value = static_cast<u32>(data);
+    return true;
+  }
+  if (platform.port_read(port, size, value)) return true;
   if (!replay_or_exit({.io = true, .write = false, .size = size, .address = port, .data = 0}, data))
     return false;
   value = static_cast<u32>(data);
@@ -240,10 +269,13 @@ bool Cpu::port_read(u16 port, u8 size, u32& value) {
 }
 
 bool Cpu::port_write(u16 port, u8 size, u32 value) {
-  if (platform.port_write(port, size, value)) return true;
   u64 ignored;
+  if (replayed({.io = true, .write = true, .size = size, .address = port}, ignored)) return true;
+  if (platform.port_write(port, size, value)) return true;
   return replay_or_exit({.io = true, .write = true, .size = size, .address = port, .data = value}, ignored);
 }
+
+bool Cpu::ask_user_space(u64& answer) { return replay_or_exit({.hypercall = true}, answer); }
 
 // --- data breakpoints (SDM vol. 3, 17.2.5) ---
 

@@ -61,6 +61,9 @@ void Cpu::reset(bool init) {
     for (unsigned i = 0; i < 11; ++i) state.mtrr_fixed[i] = old.mtrr_fixed[i];
     for (unsigned i = 0; i < 16; ++i) state.mtrr_variable[i] = old.mtrr_variable[i];
     state.spec_ctrl = old.spec_ctrl;
+    state.ucode_rev = old.ucode_rev;
+    state.platform_info = old.platform_info;
+    state.arch_capabilities = old.arch_capabilities;
     state.mcg_status = old.mcg_status;
     state.mcg_ctl = old.mcg_ctl;
     for (unsigned i = 0; i < 128; ++i) state.mc_banks[i] = old.mc_banks[i];

@@ -59,10 +59,14 @@ bool read_tsc(Cpu& c, u32, u64& v) {
   return true;
 }
 bool write_tsc(Cpu& c, u32, u64 v, bool host) {
-  const u64 delta = v - c.guest_tsc();
-  c.state.tsc_offset += delta;
-  // A guest's write shows in TSC_ADJUST (SDM vol. 3, 17.17.3).
-  if (!host) c.state.tsc_adjust += delta;
+  if (host) {
+    c.state.tsc_offset = c.platform.tsc_offset_for(v);
+  } else {
+    // A guest's write shows in TSC_ADJUST (SDM vol. 3, 17.17.3).
+    const u64 delta = v - c.guest_tsc();
+    c.state.tsc_offset += delta;
+    c.state.tsc_adjust += delta;
+  }
   c.platform.tsc_changed();
   return true;
 }
@@ -79,16 +83,35 @@ bool write_tsc_aux(Cpu& c, u32, u64 v, bool) {
   c.state.tsc_aux = v;
   return true;
 }
-// Bits 15:8 of PLATFORM_INFO: the maximum non-turbo ratio, in units of 100 MHz.
+// Bits 15:8 of PLATFORM_INFO: the maximum non-turbo ratio, in units of 100 MHz. A VMM may say something else.
 bool read_platform_info(Cpu& c, u32, u64& v) {
-  v = (c.platform.tsc_khz() / 100000) << 8;
+  v = c.state.platform_info.value_or((c.platform.tsc_khz() / 100000) << 8);
   return true;
+}
+bool write_platform_info(Cpu& c, u32, u64 v, bool host) {
+  if (host) c.state.platform_info = v;
+  return host;
+}
+// The guest's way to ask for the revision is to write 0 first.
+bool write_ucode_rev(Cpu& c, u32, u64 v, bool host) {
+  if (host) c.state.ucode_rev = v;
+  return true;
+}
+// What a VMM decides and a guest only reads.
+template <u64 CpuState::*Field> bool write_by_host(Cpu& c, u32, u64 v, bool host) {
+  if (host) c.state.*Field = v;
+  return host;
 }
 
 // --- the APIC's own ---
 
 bool read_apic(Cpu& c, u32 index, u64& v) { return c.platform.read_apic_msr(index, v); }
 bool write_apic(Cpu& c, u32 index, u64 v, bool host) { return c.platform.write_apic_msr(index, v, host); }
+
+// --- KVM's own ---
+
+bool read_pv(Cpu& c, u32 index, u64& v) { return c.platform.read_pv_msr(index, v); }
+bool write_pv(Cpu& c, u32 index, u64 v, bool) { return c.platform.write_pv_msr(index, v); }
 
 // --- segmentation and system calls ---
 
@@ -112,12 +135,6 @@ bool write_efer_msr(Cpu& c, u32, u64 v, bool) {
 // --- speculation control ---
 
 constexpr u64 spec_ctrl_bits = 7; // IBRS, STIBP, SSBD
-
-// What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO,
-// IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
-// GDS_NO, RFDS_NO.
-constexpr u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) |
-                                  bit(14) | bit(15) | bit(26) | bit(27);
 
 // --- memory types ---
 
@@ -215,7 +232,8 @@ bool write_misc_enable(Cpu& c, u32, u64 v, bool) {
   return true;
 }
 
-// Extended configuration space through port 0xcf8 (bit 46) may be switched on: there are no devices in it to reach.
+// Extended configuration space through port 0xcf8 (bit 46) may be switched on: there are no devices in it to
+// reach.
 bool write_nb_cfg(Cpu&, u32, u64 v, bool) { return (v & ~bit(46)) == 0; }
 
 bool write_hwcr(Cpu& c, u32, u64 v, bool) {
@@ -229,16 +247,18 @@ constexpr Entry table[] = {
     // clang-format off
     {msr::p5_mc_addr, msr::p5_mc_type, feature::mce, read_constant<0>, write_ignored},
     {msr::tsc, msr::tsc, feature::tsc, read_tsc, write_tsc},
+    {msr::kvm_wall_clock_old, msr::kvm_system_time_old, feature::always, read_pv, write_pv},
     {msr::platform_id, msr::platform_id, feature::always, read_constant<0>, nullptr},
     {msr::apic_base, msr::apic_base, feature::always, read_apic, write_apic},
     {msr::tsc_adjust, msr::tsc_adjust, feature::tsc_adjust, read_field<&CpuState::tsc_adjust>, write_tsc_adjust},
     {msr::spec_ctrl, msr::spec_ctrl, feature::spec_ctrl, read_field<&CpuState::spec_ctrl>,
      write_masked<&CpuState::spec_ctrl, spec_ctrl_bits>},
     {msr::pred_cmd, msr::pred_cmd, feature::spec_ctrl, nullptr, write_command},
-    {msr::ucode_rev, msr::ucode_rev, feature::always, read_field<&CpuState::ucode_rev>, write_ignored},
-    {msr::platform_info, msr::platform_info, feature::always, read_platform_info, nullptr},
+    {msr::ucode_rev, msr::ucode_rev, feature::always, read_field<&CpuState::ucode_rev>, write_ucode_rev},
+    {msr::platform_info, msr::platform_info, feature::always, read_platform_info, write_platform_info},
     {msr::mtrr_cap, msr::mtrr_cap, feature::mtrr, read_constant<0x500 | variable_mtrrs>, nullptr},
-    {msr::arch_capabilities, msr::arch_capabilities, feature::arch_capabilities, read_constant<arch_capabilities>, nullptr},
+    {msr::arch_capabilities, msr::arch_capabilities, feature::arch_capabilities, read_field<&CpuState::arch_capabilities>,
+     write_by_host<&CpuState::arch_capabilities>},
     {msr::misc_features, msr::misc_features, feature::always, read_constant<0>, write_zero_only},
     {msr::sysenter_cs, msr::sysenter_cs, feature::sep, read_field<&CpuState::sysenter_cs>, write_field<&CpuState::sysenter_cs>},
     {msr::sysenter_esp, msr::sysenter_esp, feature::sep, read_field<&CpuState::sysenter_esp>, write_canonical<&CpuState::sysenter_esp>},
@@ -259,6 +279,7 @@ constexpr Entry table[] = {
     {msr::pkrs, msr::pkrs, feature::pks, read_pkrs, write_pkrs},
     {msr::x2apic_first, msr::x2apic_last, feature::x2apic, read_apic, write_apic},
     {msr::xss, msr::xss, feature::xsaves, read_field<&CpuState::xss>, write_xss},
+    {msr::kvm_first, msr::kvm_last, feature::always, read_pv, write_pv},
     {msr::efer, msr::efer, feature::always, read_field<&CpuState::efer>, write_efer_msr},
     {msr::star, msr::star, feature::syscall, read_field<&CpuState::star>, write_field<&CpuState::star>},
     {msr::lstar, msr::lstar, feature::lm, read_field<&CpuState::lstar>, write_canonical<&CpuState::lstar>},
@@ -284,6 +305,7 @@ const Entry* find(const Cpu& c, u32 index, bool host) {
     const bool intel_only =
         index == msr::platform_info || index == msr::misc_features || index == msr::platform_id;
     if (!host && intel_only && c.cpuid.amd()) return nullptr;
+    if (!host && e.read == read_pv && !c.platform.has_pv_msr(index)) return nullptr;
     if (!host && !c.cpuid.has(e.feature) && !(index == msr::tsc_aux && c.cpuid.has(feature::rdpid)))
       return nullptr;
     return &e;
@@ -313,6 +335,20 @@ std::span<const u32> msr_indices() {
     return v;
   }();
   return all;
+}
+
+std::span<const u32> feature_msr_indices() {
+  static constexpr u32 all[] = {msr::ucode_rev, msr::arch_capabilities, msr::de_cfg};
+  return all;
+}
+
+bool feature_msr(u32 index, u64& value) {
+  switch (index) {
+  case msr::ucode_rev: value = CpuState{}.ucode_rev; return true;
+  case msr::arch_capabilities: value = CpuState{}.arch_capabilities; return true;
+  case msr::de_cfg: value = bit(1); return true;
+  default: return false;
+  }
 }
 
 } // namespace ring3::x86

@@ -7,6 +7,7 @@
 #include "base/types.h"
 
 #include <array>
+#include <optional>
 
 namespace ring3::x86 {
 
@@ -164,6 +165,12 @@ struct CpuState {
   u64 virt_spec_ctrl = 0;
   u64 hwcr = bit(24); // TscFreqSel: the TSC counts at the P0 frequency
   u64 ucode_rev = 0x100000000;
+  std::optional<u64> platform_info; // what the VMM says
+  // What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO,
+  // IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
+  // GDS_NO, RFDS_NO.
+  u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) | bit(14) |
+                          bit(15) | bit(26) | bit(27);
 
   X87State x87;
   VectorState vector;

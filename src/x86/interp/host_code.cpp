@@ -25,6 +25,7 @@ constexpr u64 stub_alignment = 64;
 std::atomic<u64> chunk_address[max_chunks];
 std::atomic<unsigned> chunk_count{0};
 std::atomic<u64> fault_exit{0};
+std::atomic<bool> caller_handles{false};
 struct sigaction previous_action;
 
 bool in_generated_code(u64 rip) {
@@ -37,11 +38,9 @@ bool in_generated_code(u64 rip) {
 
 void on_sigfpe(int number, siginfo_t* info, void* context) {
   auto* uc = static_cast<ucontext_t*>(context);
-  greg_t& rip = uc->uc_mcontext.gregs[REG_RIP];
-  if (in_generated_code(static_cast<u64>(rip))) {
-    // Every stub keeps RDI and RSP as at entry until its instruction has executed, so one exit serves them
-    // all.
-    rip = static_cast<greg_t>(fault_exit.load(std::memory_order_relaxed));
+  auto rip = static_cast<u64>(uc->uc_mcontext.gregs[REG_RIP]);
+  if (exception_resume(rip)) {
+    uc->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(rip);
     return;
   }
   if ((previous_action.sa_flags & SA_SIGINFO) != 0) {
@@ -82,11 +81,13 @@ class CodeMemory {
     e.u32_(default_mxcsr);
     const void* at = place(e.span());
     if (at == nullptr) return;
-    struct sigaction action {};
-    action.sa_sigaction = on_sigfpe;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGFPE, &action, &previous_action) != 0) return;
+    if (!caller_handles.load()) {
+      struct sigaction action {};
+      action.sa_sigaction = on_sigfpe;
+      action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+      sigemptyset(&action.sa_mask);
+      if (sigaction(SIGFPE, &action, &previous_action) != 0) return;
+    }
     fault_exit.store(reinterpret_cast<u64>(at), std::memory_order_relaxed);
   }
 
@@ -173,6 +174,15 @@ bool has_avx512() {
 bool has_avx512bw() {
   static const bool yes = has_avx512() && has_feature(feature::avx512bw);
   return yes;
+}
+
+void leave_exceptions_to_caller() { caller_handles.store(true); }
+
+bool exception_resume(u64& rip) {
+  if (!in_generated_code(rip)) return false;
+  // Every stub keeps RDI and RSP as at entry until its instruction has executed, so one exit serves them all.
+  rip = fault_exit.load(std::memory_order_relaxed);
+  return true;
 }
 
 void install_exception_handler() {

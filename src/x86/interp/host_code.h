@@ -35,6 +35,12 @@ bool has_avx512bw();
 // does it.
 void install_exception_handler();
 
+// For a process that has a SIGFPE handler of its own: ours is not installed, and that handler asks
+// exception_resume(), which says whether the exception at `rip` was raised by generated code, and where to go
+// on.
+void leave_exceptions_to_caller();
+bool exception_resume(u64& rip);
+
 } // namespace host
 
 } // namespace ring3::x86

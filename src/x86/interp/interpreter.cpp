@@ -94,14 +94,17 @@ bool Cpu::step_carefully() {
   return !exit_pending;
 }
 
+bool Cpu::finish_instruction() {
+  exit_pending = false;
+  fault_pending = false;
+  replay_next_ = 0;
+  return step_carefully();
+}
+
 CpuExit Cpu::run() {
   exit_pending = false;
   fault_pending = false;
-  if (replay_count_ > 0) {
-    // Go on with the instruction that user space has answered.
-    replay_next_ = 0;
-    if (!step_carefully()) return exit;
-  }
+  if (replay_count_ > 0 && !finish_instruction()) return exit;
   for (;;) {
     if (exit_word.load(std::memory_order_relaxed) != 0) return CpuExit::request;
     if (instructions >= poll_at) [[unlikely]] {

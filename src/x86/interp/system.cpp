@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // System instructions, hints, fences and cache control.
+#include "x86/api/vm_settings.h"
 #include "x86/cpu/control_registers.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/cpu/segments.h"
 #include "x86/cpu/xsave_layout.h"
 #include "x86/interp/operands.h"
+
+#include <linux/kvm_para.h>
 
 namespace ring3::x86 {
 
@@ -226,14 +229,29 @@ Step handle_clac_stac(Cpu& c, const Insn& in) {
 Step handle_hypercall(Cpu& c, const Insn&) {
   const bool wide = c.code64();
   const auto argument = [&](Gpr r) { return wide ? c.state.regs[r] : c.reg<u32>(static_cast<u8>(r * 8)); };
-  constexpr s64 not_permitted = -1; // -KVM_EPERM
-  u64 result = static_cast<u64>(not_permitted);
+  std::optional<s64> result = -KVM_EPERM;
   if (c.state.cpl == 0) {
-    result =
-        c.platform.hypercall(argument(rax), {argument(rbx), argument(rcx), argument(rdx), argument(rsi)});
+    result = c.platform.hypercall(argument(rax), {argument(rbx), argument(rcx), argument(rdx), argument(rsi)},
+                                  wide);
   }
-  c.state.regs[rax] = wide ? result : static_cast<u32>(result);
-  return Step::jump;
+  u64 value = static_cast<u64>(result.value_or(0));
+  if (!result && !c.ask_user_space(value)) return Step::abort;
+  c.state.regs[rax] = wide ? value : static_cast<u32>(value);
+  return c.events_may_have_changed();
+}
+// The other vendor's instruction. Unless the VMM has switched that quirk off, KVM replaces it by this
+// vendor's, which is then executed (api.rst 7.31, KVM_X86_QUIRK_FIX_HYPERCALL_INSN). The store has the
+// guest's own rights.
+Step handle_foreign_hypercall(Cpu& c, const Insn& in) {
+  if (!c.platform.settings().has_quirk(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)) return c.ud();
+  constexpr u8 vmcall[] = {0x0f, 0x01, 0xc1};
+  constexpr u8 vmmcall[] = {0x0f, 0x01, 0xd9};
+  const u64 start = (c.state.rip() - in.len) & c.ip_mask();
+  GuestVirt at{start};
+  if (!c.code64()) at = GuestVirt{(start + c.state.segment(Seg::cs).base) & low_mask(32)};
+  if (!c.write_linear(at, c.cpuid.amd() ? vmmcall : vmcall, sizeof vmcall)) return Step::abort;
+  c.state.regs[reg_rip] = (start + sizeof vmcall) & c.ip_mask();
+  return handle_hypercall(c, in);
 }
 
 Step handle_clzero(Cpu& c, const Insn& in) {
@@ -290,9 +308,8 @@ Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   case Op::xsetbv: return handle_xsetbv;
   case Op::clac: return handle_clac_stac;
   case Op::stac: in.aux = 1; return handle_clac_stac;
-  // Each vendor has its own; the other's is undefined.
-  case Op::vmcall: return cpuid.amd() ? nullptr : handle_hypercall;
-  case Op::vmmcall: return cpuid.amd() ? handle_hypercall : nullptr;
+  case Op::vmcall: return cpuid.amd() ? handle_foreign_hypercall : handle_hypercall;
+  case Op::vmmcall: return cpuid.amd() ? handle_hypercall : handle_foreign_hypercall;
   case Op::clzero: in.seg = static_cast<u8>(overridden_segment(d)); return handle_clzero;
   default: return nullptr;
   }

@@ -72,7 +72,10 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
   } else {
     e.read_tag = page;
     e.write_tag = TlbTable::no_page;
-    if (t.writable && t.dirty && !b.slot->read_only() && !b.slot->dirty) {
+    // A logged page needs no further thought while its bit is set: who clears it takes the permission back.
+    const bool logged_already =
+        !b.slot->dirty || b.slot->dirty->is_marked((t.pa - b.slot->base) >> page_shift);
+    if (t.writable && t.dirty && !b.slot->read_only() && logged_already) {
       const kvm::CodePage* code = code_watch_.find(t.pa);
       if (code == nullptr || code->lines.load(std::memory_order_acquire) == 0) e.write_tag = page;
     }

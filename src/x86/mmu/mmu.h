@@ -5,6 +5,7 @@
 
 #include "base/address.h"
 #include "kvm/code_watch.h"
+#include "kvm/dirty_ring.h"
 #include "kvm/memory_slots.h"
 #include "x86/cpu/exceptions.h"
 #include "x86/cpu/state.h"
@@ -55,11 +56,16 @@ class Mmu {
   // Where a linear address leads, for a debugger: no rights are checked and nothing is set. False: nowhere.
   bool probe(GuestVirt va, GuestPhys& out);
 
-  // Host memory behind a guest-physical page. For a store, marks the page dirty when it is logged.
+  // Host memory behind a guest-physical page.
   Backing backing(GuestPhys a);
+  // The page is or will be written (kvm/dirty_log.h says when which): enters it in the log of its slot.
   void mark_dirty(const Backing& b, GuestPhys a) {
-    if (b.slot->dirty) b.slot->dirty->mark((a - b.slot->base) >> page_shift);
+    if (!b.slot->dirty) return;
+    const u64 page = (a - b.slot->base) >> page_shift;
+    if (b.slot->dirty->mark(page) && dirty_ring_ != nullptr) dirty_ring_->push(b.slot->id, page);
   }
+  // Where pages go that this vCPU writes first; null: nowhere but into the slots' bitmaps.
+  void set_dirty_ring(kvm::DirtyRing* ring) { dirty_ring_ = ring; }
 
   TlbTable& table(TlbMode mode) { return context_->table[static_cast<unsigned>(mode)]; }
 
@@ -98,6 +104,7 @@ class Mmu {
   CpuState& state_;
   const kvm::MemorySlots& slots_;
   kvm::CodeWatch& code_watch_;
+  kvm::DirtyRing* dirty_ring_ = nullptr;
   kvm::SlotSnapshot snapshot_;
   const kvm::MemorySlot* last_slot_ = nullptr;
   unsigned max_phys_bits_ = 46;

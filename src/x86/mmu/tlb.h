@@ -2,9 +2,9 @@
 // The software TLB: linear page to host page, for the accesses that need no further thought.
 //
 // An entry's tag matches only when the access is allowed, its accessed and dirty bits are already set, no
-// watchpoint covers the page, and (for stores) the page holds no decoded instructions and needs no dirty
-// logging. Everything else misses on purpose and takes the slow path in Mmu. The translator probes the same
-// tables.
+// watchpoint covers the page, and (for stores) the page holds no decoded instructions and, where dirty pages
+// are logged, is in the log. Everything else misses on purpose and takes the slow path in Mmu. The translator
+// probes the same tables.
 #pragma once
 
 #include "base/address.h"

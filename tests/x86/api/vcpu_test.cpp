@@ -318,7 +318,7 @@ TEST_F(GuestTest, StateCallsRefuseImpossibleStates) {
   EXPECT_EQ(vcpu_[0]->set_msrs({&unknown, 1}), 0);
   kvm::VcpuApi* again = nullptr;
   EXPECT_EQ(vm_->create_vcpu(0, again), -EEXIST);
-  EXPECT_EQ(vm_->create_vcpu(1024, again), -EINVAL);
+  EXPECT_EQ(vm_->create_vcpu(4096, again), -EINVAL);
   EXPECT_EQ(vm_->create_irqchip(), -EINVAL);
 }
 

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// What /dev/kvm itself answers: capabilities, and the CPUID that guests may have (api.rst 4.4, 4.46).
+#pragma once
+
+#include "x86/cpu/cpuid_model.h"
+
+#include <linux/kvm.h>
+#include <vector>
+
+namespace ring3::x86 {
+
+class Vm;
+
+// KVM_CHECK_EXTENSION: 0 for what is not built. `vm` is null when /dev/kvm is asked.
+int check_extension(u32 capability, const Vm* vm);
+
+// KVM_GET_SUPPORTED_CPUID: all that the model has, with KVM's own leaves.
+std::vector<kvm_cpuid_entry2> supported_cpuid(const CpuModelSelection& model);
+
+} // namespace ring3::x86

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a VMM tunes about a VM: KVM_ENABLE_CAP, KVM_SET_TSS_ADDR and its like (api.rst 4.37, 4.41, 7).
+#include "x86/api/vm.h"
+
+#include "base/address.h"
+#include "x86/api/vcpu.h"
+
+#include <cerrno>
+
+namespace ring3::x86 {
+
+int Vm::set_user_memory_region(const kvm::UserspaceMemoryRegion2& region) {
+  return set_user_memory_region(kvm_userspace_memory_region{.slot = region.slot,
+                                                            .flags = region.flags,
+                                                            .guest_phys_addr = region.guest_phys_addr,
+                                                            .memory_size = region.memory_size,
+                                                            .userspace_addr = region.userspace_addr});
+}
+
+// Where Intel's processors without unrestricted guests need three pages; ours need none, so only the check
+// remains.
+int Vm::set_tss_addr(u64 address) { return address > 0xffffffff - 3 * page_size ? -EINVAL : 0; }
+
+int Vm::set_identity_map_addr(u64) {
+  const std::scoped_lock guard(lock_);
+  return vcpus_.empty() ? 0 : -EINVAL;
+}
+
+int Vm::set_nr_mmu_pages(u64 pages) {
+  constexpr u64 least = 64; // KVM_MIN_ALLOC_MMU_PAGES; there are no shadow pages to bound
+  return pages < least ? -EINVAL : 0;
+}
+
+int Vm::set_tsc_khz(u64 khz) {
+  const std::scoped_lock guard(lock_);
+  if (khz > max_tsc_khz || !vcpus_.empty()) return -EINVAL;
+  tsc_khz_.store(khz == 0 ? clock_->tsc_khz() : khz);
+  return 0;
+}
+
+int Vm::set_boot_cpu_id(u32 id) {
+  const std::scoped_lock guard(lock_);
+  if (!vcpus_.empty()) return -EBUSY;
+  boot_cpu_id_ = id;
+  return 0;
+}
+
+int Vm::reinject_control(const kvm_reinject_control& control) {
+  return irqchip_ ? irqchip_->set_pit_reinject(control.pit_reinject != 0) : -ENXIO;
+}
+
+int Vm::limit_vcpu_ids(u64 count) {
+  const std::scoped_lock guard(lock_);
+  if (count > max_vcpu_ids || count == 0) return -EINVAL;
+  // KVM's: once, before the first vCPU; the same value again is no mistake.
+  if (vcpu_id_limit_ == count) return 0;
+  if (vcpu_id_limit_ != 0 || !vcpus_.empty()) return -EINVAL;
+  vcpu_id_limit_ = static_cast<u32>(count);
+  return 0;
+}
+
+int Vm::enable_capability(const kvm_enable_cap& cap) {
+  if (cap.flags != 0) return -EINVAL;
+  const u64 argument = cap.args[0];
+  switch (cap.cap) {
+  case KVM_CAP_DISABLE_QUIRKS2:
+    if ((argument & ~u64{supported_quirks}) != 0) return -EINVAL;
+    [[fallthrough]];
+  case KVM_CAP_DISABLE_QUIRKS: settings_.disabled_quirks.fetch_or(argument & supported_quirks); return 0;
+  case KVM_CAP_X2APIC_API: {
+    constexpr u64 known = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    if ((argument & ~known) != 0) return -EINVAL;
+    if (!irqchip_) return argument == 0 ? 0 : -EINVAL;
+    irqchip_->set_x2apic_api((argument & KVM_X2APIC_API_USE_32BIT_IDS) != 0,
+                             (argument & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK) != 0);
+    return 0;
+  }
+  case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: return set_manual_dirty_protect(argument);
+  case KVM_CAP_DIRTY_LOG_RING:
+  case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+    return argument > 0xffffffff ? -E2BIG : enable_dirty_ring(static_cast<u32>(argument));
+  case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(argument);
+  default: return -EINVAL;
+  }
+}
+
+} // namespace ring3::x86

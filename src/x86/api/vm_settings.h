@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a VMM has chosen for a whole VM (KVM_ENABLE_CAP and the like). Written by any thread, read by all
+// vCPUs.
+#pragma once
+
+#include "base/types.h"
+
+#include <atomic>
+
+namespace ring3::x86 {
+
+struct VmSettings {
+  // KVM_X86_QUIRK_* bits that are off: KVM_CAP_DISABLE_QUIRKS2 (api.rst 7.31). All are on at first.
+  std::atomic<u64> disabled_quirks{0};
+  // KVM_HC_* numbers, as bits, that become KVM_EXIT_HYPERCALL: KVM_CAP_EXIT_HYPERCALL (api.rst 8.34).
+  std::atomic<u64> hypercall_exits{0};
+
+  bool has_quirk(u64 quirk) const { return (disabled_quirks.load(std::memory_order_relaxed) & quirk) == 0; }
+};
+
+} // namespace ring3::x86
