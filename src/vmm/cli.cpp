@@ -33,6 +33,26 @@ Examples:
   ring3 run --cpus 2 --memory 1G
   ring3 run --kernel x86/msr.flat --quiet)";
 
+constexpr const char* exec_footer =
+    R"(PROGRAM and everything it starts see a /dev/kvm that needs no hardware and no privilege.
+Exit codes: the program's own; 1 an error on the host; 2 bad usage; 126 the program cannot
+be run like this (static, set-user-ID, not x86-64); 127 there is no such program.
+
+Environment: RING3_QUIET=1 (as --quiet).
+
+Examples:
+  ring3 exec -- qemu-system-x86_64 -accel kvm -nographic -kernel vmlinuz
+  ring3 exec --vendor amd -- ./x86_64/state_test)";
+
+void add_exec_options(CLI::App& app, ExecOptions& options) {
+  app.add_option("--cpu", options.cpu,
+                 "What KVM_GET_SUPPORTED_CPUID offers: a model (see ring3 features), host or max")
+      ->type_name("MODEL[,+F,-F]");
+  app.add_option("--vendor", options.vendor, "intel or amd; default: the host's")->type_name("VENDOR");
+  app.add_option("--stats", options.stats, "Write each VM's statistics to FILE when it ends")
+      ->type_name("FILE");
+}
+
 } // namespace
 
 int report(const Error& error) {
@@ -44,6 +64,7 @@ int report(const Error& error) {
 int cli_main(std::span<const std::string> arguments) {
   RunOptions run_options;
   FeaturesOptions features_options;
+  ExecOptions exec_options;
 
   // The guest's command is taken away first: nothing in it is an option of ours.
   const auto dashes = std::ranges::find(arguments, "--");
@@ -86,6 +107,13 @@ int cli_main(std::span<const std::string> arguments) {
   features->add_option("--cpu", features_options.cpu, "Only this model")->type_name("MODEL");
   features->add_flag("--json", features_options.json, "For programs");
 
+  CLI::App* exec = app.add_subcommand("exec", "Run a program that speaks KVM: exec [OPTIONS] -- PROGRAM ...");
+  exec->footer(exec_footer);
+  add_exec_options(*exec, exec_options);
+  exec->add_flag("--quiet,-q", exec_options.quiet, "Nothing but errors of our own");
+  CLI::App* env = app.add_subcommand("env", "Print what `exec` sets, for a shell: eval \"$(ring3 env)\"");
+  add_exec_options(*env, exec_options);
+
   try {
     app.parse(std::move(own));
   } catch (const CLI::Success& e) { // --help, --version
@@ -95,6 +123,21 @@ int cli_main(std::span<const std::string> arguments) {
     std::ranges::replace(message, '\n', ' ');
     return report({message, "see ring3 --help, or ring3 run --help", exit_usage});
   }
+  const char* quiet = std::getenv("RING3_QUIET");
+  if (quiet != nullptr && *quiet != '\0' && std::string_view(quiet) != "0")
+    run_options.quiet = exec_options.quiet = true;
+  if (exec->parsed()) {
+    exec_options.command = run_options.command;
+    if (exec_options.command.empty())
+      return report({"no program after --", "give one, such as: ring3 exec -- qemu-system-x86_64 -accel kvm",
+                     exit_usage});
+    return cli_exec(exec_options);
+  }
+  if (env->parsed()) {
+    if (run_options.has_command)
+      return report({"env takes no command", "leave out what follows --", exit_usage});
+    return cli_env(exec_options);
+  }
   if (features->parsed()) {
     if (run_options.has_command)
       return report({"features takes no command", "leave out what follows --", exit_usage});
@@ -102,8 +145,6 @@ int cli_main(std::span<const std::string> arguments) {
   }
   if (run_options.has_command && run_options.command.empty())
     return report({"no command after --", "give one, such as: ring3 run -- uname -a", exit_usage});
-  if (const char* quiet = std::getenv("RING3_QUIET"); quiet && *quiet && std::string_view(quiet) != "0")
-    run_options.quiet = true;
   return cli_run(run_options);
 }
 

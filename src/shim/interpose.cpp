@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of the C library that this library stands in front of (ld.so(8), LD_PRELOAD). Each does the
+// real thing unless /dev/kvm, one of its descriptors or a signal of a thread in KVM_RUN is concerned.
+//
+// fcntl.h and friends are not included: they give these names attributes and inline versions of their own.
+#include "shim/descriptors.h"
+#include "shim/real_calls.h"
+#include "shim/served_paths.h"
+#include "shim/signals.h"
+
+#include <cerrno>
+#include <cstdarg>
+#include <linux/fcntl.h>
+#include <linux/kvm.h>
+#include <unistd.h>
+
+#define RING3_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using namespace ring3;
+using namespace ring3::shim;
+
+int answer(long result) {
+  if (result >= 0) return static_cast<int>(result);
+  errno = static_cast<int>(-result);
+  return -1;
+}
+
+constexpr int map_anonymous = 0x20;
+
+bool makes_file(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
+
+int open_path(const char* path, int flags, mode_t mode) {
+  if (path != nullptr) {
+    if (const auto served = open_served(path, flags)) return answer(*served);
+  }
+  return real::open(path, flags, mode);
+}
+int open_path_at(int folder, const char* path, int flags, mode_t mode) {
+  if (path != nullptr && *path == '/') {
+    if (const auto served = open_served(path, flags)) return answer(*served);
+  }
+  return real::openat(folder, path, flags, mode);
+}
+
+mode_t mode_argument(int flags, va_list list) { return makes_file(flags) ? va_arg(list, mode_t) : 0; }
+
+FILE* open_stream(const char* path, const char* mode) {
+  if (path != nullptr && mode != nullptr && *mode == 'r') {
+    if (const auto served = open_served(path, O_RDONLY | O_CLOEXEC)) {
+      const int fd = answer(*served);
+      return fd < 0 ? nullptr : fdopen(fd, "r");
+    }
+  }
+  return real::fopen(path, mode);
+}
+
+// The exported functions promise the compiler that a path is never null, which no caller has to keep.
+bool is_absolute(const char* path) { return path != nullptr && *path == '/'; }
+
+bool served_stat(const char* path, struct stat* out) {
+  return path != nullptr && out != nullptr && stat_served(path, *out);
+}
+
+int check_access(const char* path, int mode) {
+  struct stat st;
+  if (!served_stat(path, &st)) return 1;
+  const bool device = S_ISCHR(st.st_mode);
+  return (mode & X_OK) != 0 || ((mode & W_OK) != 0 && !device) ? answer(-EACCES) : 0;
+}
+
+int replace(int from, int to, int result) {
+  if (result >= 0 && from != to) copy_descriptor(from, result);
+  return result;
+}
+
+void* map(void* address, size_t size, int protection, int flags, int fd, off_t offset) {
+  if (fd >= 0 && (flags & map_anonymous) == 0) {
+    if (const auto object = find_object(fd)) {
+      if (const int result = object->check_map(static_cast<u64>(offset), size, protection, flags);
+          result < 0) {
+        errno = -result;
+        return reinterpret_cast<void*>(-1);
+      }
+    }
+  }
+  return real::mmap(address, size, protection, flags, fd, offset);
+}
+
+__sighandler_t set_handler(int number, __sighandler_t handler, int flags) {
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  sigemptyset(&action.sa_mask);
+  return set_program_action(number, &action, &old) == 0 ? old.sa_handler : SIG_ERR;
+}
+
+} // namespace
+
+// --- files ---
+
+RING3_EXPORT int open(const char* path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  const mode_t mode = mode_argument(flags, list);
+  va_end(list);
+  return open_path(path, flags, mode);
+}
+RING3_EXPORT int open64(const char* path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  const mode_t mode = mode_argument(flags, list);
+  va_end(list);
+  return open_path(path, flags, mode);
+}
+RING3_EXPORT int __open_2(const char* path, int flags) { return open_path(path, flags, 0); }
+RING3_EXPORT int __open64_2(const char* path, int flags) { return open_path(path, flags, 0); }
+RING3_EXPORT int openat(int folder, const char* path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  const mode_t mode = mode_argument(flags, list);
+  va_end(list);
+  return open_path_at(folder, path, flags, mode);
+}
+RING3_EXPORT int openat64(int folder, const char* path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  const mode_t mode = mode_argument(flags, list);
+  va_end(list);
+  return open_path_at(folder, path, flags, mode);
+}
+RING3_EXPORT int __openat_2(int folder, const char* path, int flags) {
+  return open_path_at(folder, path, flags, 0);
+}
+RING3_EXPORT int __openat64_2(int folder, const char* path, int flags) {
+  return open_path_at(folder, path, flags, 0);
+}
+RING3_EXPORT FILE* fopen(const char* path, const char* mode) { return open_stream(path, mode); }
+RING3_EXPORT FILE* fopen64(const char* path, const char* mode) { return open_stream(path, mode); }
+
+RING3_EXPORT int access(const char* path, int mode) noexcept {
+  const int served = check_access(path, mode);
+  return served <= 0 ? served : real::access(path, mode);
+}
+RING3_EXPORT int faccessat(int folder, const char* path, int mode, int flags) noexcept {
+  const int served = is_absolute(path) ? check_access(path, mode) : 1;
+  return served <= 0 ? served : real::faccessat(folder, path, mode, flags);
+}
+RING3_EXPORT int stat(const char* path, struct stat* out) noexcept {
+  return served_stat(path, out) ? 0 : real::stat(path, out);
+}
+RING3_EXPORT int lstat(const char* path, struct stat* out) noexcept {
+  return served_stat(path, out) ? 0 : real::lstat(path, out);
+}
+RING3_EXPORT int fstatat(int folder, const char* path, struct stat* out, int flags) noexcept {
+  return is_absolute(path) && served_stat(path, out) ? 0 : real::fstatat(folder, path, out, flags);
+}
+// On x86-64 struct stat64 is struct stat.
+RING3_EXPORT int stat64(const char* path, struct stat64* out) noexcept {
+  return stat(path, reinterpret_cast<struct stat*>(out));
+}
+RING3_EXPORT int lstat64(const char* path, struct stat64* out) noexcept {
+  return lstat(path, reinterpret_cast<struct stat*>(out));
+}
+RING3_EXPORT int fstatat64(int folder, const char* path, struct stat64* out, int flags) noexcept {
+  return fstatat(folder, path, reinterpret_cast<struct stat*>(out), flags);
+}
+
+// --- descriptors ---
+
+RING3_EXPORT int close(int fd) {
+  // Forgotten first: once it is closed, another thread may get the number for something else.
+  forget_descriptor(fd);
+  return real::close(fd);
+}
+RING3_EXPORT int close_range(unsigned first, unsigned last, int flags) noexcept {
+  constexpr int only_mark = 4; // CLOSE_RANGE_CLOEXEC
+  if ((flags & only_mark) == 0) forget_descriptors(first, last);
+  return real::close_range(first, last, flags);
+}
+RING3_EXPORT int dup(int fd) noexcept { return replace(fd, -1, real::dup(fd)); }
+RING3_EXPORT int dup2(int fd, int to) noexcept { return replace(fd, to, real::dup2(fd, to)); }
+RING3_EXPORT int dup3(int fd, int to, int flags) noexcept {
+  return replace(fd, to, real::dup3(fd, to, flags));
+}
+
+namespace {
+int control_descriptor(int fd, int command, void* argument) {
+  const int result = real::fcntl(fd, command, argument);
+  return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? replace(fd, -1, result) : result;
+}
+} // namespace
+RING3_EXPORT int fcntl(int fd, int command, ...) {
+  va_list list;
+  va_start(list, command);
+  void* argument = va_arg(list, void*);
+  va_end(list);
+  return control_descriptor(fd, command, argument);
+}
+RING3_EXPORT int fcntl64(int fd, int command, ...) {
+  va_list list;
+  va_start(list, command);
+  void* argument = va_arg(list, void*);
+  va_end(list);
+  return control_descriptor(fd, command, argument);
+}
+
+RING3_EXPORT int ioctl(int fd, unsigned long request, ...) {
+  va_list list;
+  va_start(list, request);
+  const unsigned long argument = va_arg(list, unsigned long);
+  va_end(list);
+  if (_IOC_TYPE(request) == KVMIO) {
+    if (request == KVM_RUN) {
+      const CancellationHeld held;
+      if (const auto object = find_object(fd)) return answer(object->ioctl(request, argument));
+    } else if (const auto object = find_object(fd)) {
+      return answer(object->ioctl(request & 0xffffffff, argument));
+    }
+  }
+  return real::ioctl(fd, request, argument);
+}
+
+RING3_EXPORT void* mmap(void* address, size_t size, int protection, int flags, int fd,
+                        off_t offset) noexcept {
+  return map(address, size, protection, flags, fd, offset);
+}
+RING3_EXPORT void* mmap64(void* address, size_t size, int protection, int flags, int fd,
+                          off64_t offset) noexcept {
+  return map(address, size, protection, flags, fd, offset);
+}
+
+// --- signals ---
+
+RING3_EXPORT int sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept {
+  return set_program_action(number, action, old);
+}
+RING3_EXPORT __sighandler_t signal(int number, __sighandler_t handler) noexcept {
+  return set_handler(number, handler, SA_RESTART);
+}
+RING3_EXPORT __sighandler_t bsd_signal(int number, __sighandler_t handler) noexcept {
+  return set_handler(number, handler, SA_RESTART);
+}
+RING3_EXPORT __sighandler_t sysv_signal(int number, __sighandler_t handler) noexcept {
+  return set_handler(number, handler, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+}
+RING3_EXPORT __sighandler_t __sysv_signal(int number, __sighandler_t handler) noexcept {
+  return set_handler(number, handler, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+}
+RING3_EXPORT int pthread_cancel(pthread_t thread) { return cancel_thread(thread); }

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// A vCPU's descriptor: KVM_RUN and the ioctls of a vCPU (api.rst, "Type: vcpu ioctl").
+#pragma once
+
+#include "shim/descriptors.h"
+#include "shim/vm_object.h"
+#include "x86/api/vcpu.h"
+
+#include <csignal>
+#include <mutex>
+#include <optional>
+
+namespace ring3::shim {
+
+class VcpuObject final : public Object {
+ public:
+  // `vm` stays alive as long as this. The vCPU is given by attach() before the descriptor is.
+  VcpuObject(std::shared_ptr<VmObject> vm, u64 dirty_ring_bytes);
+
+  void attach(x86::Vcpu& vcpu) { vcpu_ = &vcpu; }
+
+  long ioctl(unsigned long request, unsigned long argument) override;
+  int check_map(u64 offset, u64 size, int protection, int flags) const override;
+
+ private:
+  long run();
+  long state_ioctl(unsigned long request, unsigned long argument);
+  long control_ioctl(unsigned long request, unsigned long argument);
+  long set_signal_mask(unsigned long argument);
+
+  const std::shared_ptr<VmObject> vm_;
+  const u64 dirty_ring_bytes_;
+  x86::Vcpu* vcpu_ = nullptr;
+  // KVM lets one ioctl at a time use a vCPU; the others wait, for a KVM_RUN too.
+  std::mutex lock_;
+  std::optional<sigset_t> signal_mask_;
+};
+
+} // namespace ring3::shim
