@@ -3,6 +3,7 @@
 // real thing unless /dev/kvm, one of its descriptors or a signal of a thread in KVM_RUN is concerned.
 //
 // fcntl.h and friends are not included: they give these names attributes and inline versions of their own.
+#include "shim/cpuid_patch.h"
 #include "shim/descriptors.h"
 #include "shim/real_calls.h"
 #include "shim/served_paths.h"
@@ -21,6 +22,9 @@ namespace {
 using namespace ring3;
 using namespace ring3::shim;
 
+// Before the program's own constructors, some of which ask the processor what it is.
+__attribute__((constructor)) void start() { patch_cpuid(); }
+
 int answer(long result) {
   if (result >= 0) return static_cast<int>(result);
   errno = static_cast<int>(-result);
@@ -33,12 +37,14 @@ bool makes_file(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE
 
 int open_path(const char* path, int flags, mode_t mode) {
   if (path != nullptr) {
+    const LikeASystemCall held;
     if (const auto served = open_served(path, flags)) return answer(*served);
   }
   return real::open(path, flags, mode);
 }
 int open_path_at(int folder, const char* path, int flags, mode_t mode) {
   if (path != nullptr && *path == '/') {
+    const LikeASystemCall held;
     if (const auto served = open_served(path, flags)) return answer(*served);
   }
   return real::openat(folder, path, flags, mode);
@@ -48,6 +54,7 @@ mode_t mode_argument(int flags, va_list list) { return makes_file(flags) ? va_ar
 
 FILE* open_stream(const char* path, const char* mode) {
   if (path != nullptr && mode != nullptr && *mode == 'r') {
+    const LikeASystemCall held;
     if (const auto served = open_served(path, O_RDONLY | O_CLOEXEC)) {
       const int fd = answer(*served);
       return fd < 0 ? nullptr : fdopen(fd, "r");
@@ -71,12 +78,14 @@ int check_access(const char* path, int mode) {
 }
 
 int replace(int from, int to, int result) {
+  const LikeASystemCall held;
   if (result >= 0 && from != to) copy_descriptor(from, result);
   return result;
 }
 
 void* map(void* address, size_t size, int protection, int flags, int fd, off_t offset) {
   if (fd >= 0 && (flags & map_anonymous) == 0) {
+    const LikeASystemCall held;
     if (const auto object = find_object(fd)) {
       if (const int result = object->check_map(static_cast<u64>(offset), size, protection, flags);
           result < 0) {
@@ -172,12 +181,18 @@ RING3_EXPORT int fstatat64(int folder, const char* path, struct stat64* out, int
 
 RING3_EXPORT int close(int fd) {
   // Forgotten first: once it is closed, another thread may get the number for something else.
-  forget_descriptor(fd);
+  {
+    const LikeASystemCall held;
+    forget_descriptor(fd);
+  }
   return real::close(fd);
 }
 RING3_EXPORT int close_range(unsigned first, unsigned last, int flags) noexcept {
   constexpr int only_mark = 4; // CLOSE_RANGE_CLOEXEC
-  if ((flags & only_mark) == 0) forget_descriptors(first, last);
+  if ((flags & only_mark) == 0) {
+    const LikeASystemCall held;
+    forget_descriptors(first, last);
+  }
   return real::close_range(first, last, flags);
 }
 RING3_EXPORT int dup(int fd) noexcept { return replace(fd, -1, real::dup(fd)); }
@@ -212,12 +227,15 @@ RING3_EXPORT int ioctl(int fd, unsigned long request, ...) {
   va_start(list, request);
   const unsigned long argument = va_arg(list, unsigned long);
   va_end(list);
+  // A call that is not for us may sleep, so it is made without.
   if (_IOC_TYPE(request) == KVMIO) {
     if (request == KVM_RUN) {
-      const CancellationHeld held;
+      const CancellationHeld cancellation;
+      const LikeASystemCall held;
       if (const auto object = find_object(fd)) return answer(object->ioctl(request, argument));
-    } else if (const auto object = find_object(fd)) {
-      return answer(object->ioctl(request & 0xffffffff, argument));
+    } else {
+      const LikeASystemCall held;
+      if (const auto object = find_object(fd)) return answer(object->ioctl(request & 0xffffffff, argument));
     }
   }
   return real::ioctl(fd, request, argument);

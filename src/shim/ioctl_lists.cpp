@@ -25,7 +25,7 @@ long put_cpuid_list(u64 argument, std::span<const kvm_cpuid_entry2> entries) {
   u32 room = 0;
   if (!get_user(room, argument)) return -EFAULT;
   const auto count = static_cast<u32>(entries.size());
-  if (room < count) return put_user(argument, count) ? -E2BIG : -EFAULT;
+  if (room < count) return -E2BIG; // without telling how many there are, unlike the lists of MSRs
   if (!copy_to_user(argument + entries_at, entries.data(), entries.size_bytes())) return -EFAULT;
   return put_user(argument, count) ? 0 : -EFAULT;
 }

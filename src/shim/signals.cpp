@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/signals.h"
 
+#include "shim/cpuid_patch.h"
 #include "shim/real_calls.h"
 #include "shim/user_memory.h"
 #include "x86/interp/host_code.h"
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <csetjmp>
 #include <cstring>
@@ -22,7 +24,7 @@ namespace ring3::shim {
 namespace {
 
 constexpr int signal_count = 65;
-constexpr int fault_signals[] = {SIGSEGV, SIGBUS, SIGFPE};
+constexpr int fault_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 
 bool is_fault_signal(int number) {
   return std::ranges::find(fault_signals, number) != std::end(fault_signals);
@@ -56,6 +58,14 @@ class ProgramAction {
 ProgramAction actions[signal_count];
 std::mutex actions_lock;
 
+bool has_handler(const struct sigaction& a) {
+  return (a.sa_flags & SA_SIGINFO) != 0 || (a.sa_handler != SIG_DFL && a.sa_handler != SIG_IGN);
+}
+
+// Signals without a handler of the program that have one of ours (catch_default_actions()), a bit each.
+std::atomic<u64> caught_by_default{0};
+constexpr u64 bit_of(int number) { return u64{1} << (number - 1); }
+
 class AllSignalsHeld {
  public:
   AllSignalsHeld() {
@@ -71,23 +81,26 @@ class AllSignalsHeld {
   sigset_t before_;
 };
 
-// This thread's stay in the hypervisor.
+// This thread's stay in this library.
 struct Stay {
-  x86::Vcpu* vcpu = nullptr;
-  volatile std::sig_atomic_t in_guest = 0;
+  volatile std::sig_atomic_t depth; // of LikeASystemCall
+  volatile std::sig_atomic_t owns_vcpu;
+  x86::Vcpu* vcpu;
   sigjmp_buf recovery;
   static constexpr unsigned max_deferred = signal_count;
-  volatile unsigned deferred = 0;
+  volatile unsigned deferred;
   siginfo_t info[max_deferred];
   sigset_t mask_before; // of the first one that was put off
-  bool cancel_at_any_time = false;
+  bool cancel_at_any_time;
 };
+constinit thread_local Stay stay{}; // handlers use it: nothing to construct
 
+// Threads that have run a vCPU, for pthread_cancel().
 class ThreadRecord {
  public:
   ThreadRecord();
   ~ThreadRecord();
-  Stay stay;
+  Stay& of_thread = stay;
   const pthread_t thread = pthread_self();
 };
 std::mutex threads_lock;
@@ -100,17 +113,14 @@ ThreadRecord::ThreadRecord() {
   const std::scoped_lock guard(threads_lock);
   threads().push_back(this);
 }
-thread_local Stay* current = nullptr; // for handlers: plain, without a constructor to run
 ThreadRecord::~ThreadRecord() {
-  current = nullptr;
   const AllSignalsHeld held;
   const std::scoped_lock guard(threads_lock);
   std::erase(threads(), this);
 }
-Stay& this_thread() {
+Stay& recorded_thread() {
   thread_local ThreadRecord record;
-  current = &record.stay;
-  return record.stay;
+  return record.of_thread;
 }
 
 // Held while a signal is put off: everything but what an instruction itself raises, and what the C library
@@ -132,23 +142,28 @@ void call_program(int number, siginfo_t* info, void* context) {
   }
   if ((a.sa_flags & SA_SIGINFO) != 0) {
     a.sa_sigaction(number, info, context);
-  } else if (a.sa_handler != SIG_DFL && a.sa_handler != SIG_IGN) {
+  } else if (has_handler(a)) {
     a.sa_handler(number);
+  } else if (a.sa_handler == SIG_DFL && (caught_by_default.load() & bit_of(number)) != 0) {
+    // The default action of those is the end of the process. It comes when this handler returns.
+    struct sigaction none {};
+    real::sigaction(number, &none, nullptr);
+    raise(number);
   }
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
   const int saved_errno = errno;
-  Stay* s = current;
-  if (s != nullptr && s->in_guest != 0 && s->deferred < Stay::max_deferred) {
+  Stay& s = stay;
+  if (s.depth != 0 && s.deferred < Stay::max_deferred) {
     auto* uc = static_cast<ucontext_t*>(context);
-    if (s->deferred == 0) std::memcpy(&s->mask_before, &uc->uc_sigmask, sizeof s->mask_before);
-    s->info[s->deferred] = *info;
-    s->deferred = s->deferred + 1;
+    if (s.deferred == 0) std::memcpy(&s.mask_before, &uc->uc_sigmask, sizeof s.mask_before);
+    s.info[s.deferred] = *info;
+    s.deferred = s.deferred + 1;
     sigset_t mask;
     hold_all(mask);
     std::memcpy(&uc->uc_sigmask, &mask, sizeof(u64));
-    s->vcpu->kick();
+    if (s.owns_vcpu != 0) s.vcpu->kick();
   } else {
     call_program(number, info, context);
   }
@@ -159,20 +174,20 @@ void on_fault(int number, siginfo_t* info, void* context) {
   auto* uc = static_cast<ucontext_t*>(context);
   auto rip = static_cast<u64>(uc->uc_mcontext.gregs[REG_RIP]);
   const bool raised_here = info->si_code > 0;
-  if (raised_here) {
+  if (raised_here && number == SIGILL) {
+    if (emulate_cpuid(*uc)) return;
+  } else if (raised_here) {
     const bool ours = number == SIGFPE ? x86::host::exception_resume(rip) : copy_fault(rip);
     if (ours) {
       uc->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(rip);
       return;
     }
-    Stay* s = current;
-    if (number != SIGFPE && s != nullptr && s->in_guest != 0 && s->vcpu->is_guest_memory(info->si_addr)) {
-      siglongjmp(s->recovery, 1);
+    if (number != SIGFPE && stay.owns_vcpu != 0 && stay.vcpu->is_guest_memory(info->si_addr)) {
+      siglongjmp(stay.recovery, 1);
     }
   }
   const struct sigaction a = actions[number].get();
-  const bool handled = (a.sa_flags & SA_SIGINFO) != 0 || (a.sa_handler != SIG_DFL && a.sa_handler != SIG_IGN);
-  if (!handled) {
+  if (!has_handler(a)) {
     if (!raised_here && a.sa_handler == SIG_IGN) return;
     // The instruction repeats, and then it ends the process as it would have without us.
     struct sigaction none {};
@@ -188,8 +203,39 @@ void on_fault(int number, siginfo_t* info, void* context) {
   call_program(number, info, context);
 }
 
+// Signals that KVM_SET_SIGNAL_MASK lets through and the program otherwise blocks end KVM_RUN and stay
+// pending, whatever their action is: VMMs kick their vCPUs with one that has no handler. Ours is what sees
+// it.
+void catch_default_actions(const sigset_t& program_mask, const sigset_t& run_mask) {
+  // Their default is to be ignored, or to stop the process.
+  constexpr u64 never = bit_of(SIGKILL) | bit_of(SIGSTOP) | bit_of(SIGCHLD) | bit_of(SIGURG) |
+                        bit_of(SIGWINCH) | bit_of(SIGCONT) | bit_of(SIGTSTP) | bit_of(SIGTTIN) |
+                        bit_of(SIGTTOU) | bit_of(32) | bit_of(33) | bit_of(SIGSEGV) | bit_of(SIGBUS) |
+                        bit_of(SIGFPE) | bit_of(SIGILL) | bit_of(SIGTRAP);
+  u64 blocked;
+  u64 run_blocked;
+  std::memcpy(&blocked, &program_mask, sizeof blocked);
+  std::memcpy(&run_blocked, &run_mask, sizeof run_blocked);
+  u64 candidates = blocked & ~run_blocked & ~never & ~caught_by_default.load(std::memory_order_relaxed);
+  for (; candidates != 0; candidates &= candidates - 1) {
+    const AllSignalsHeld held;
+    const int number = std::countr_zero(candidates) + 1;
+    const std::scoped_lock guard(actions_lock);
+    struct sigaction now {};
+    if (real::sigaction(number, nullptr, &now) != 0 || has_handler(now) || now.sa_handler == SIG_IGN)
+      continue;
+    actions[number].set(now);
+    struct sigaction ours {};
+    ours.sa_sigaction = on_signal;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART;
+    caught_by_default.fetch_or(bit_of(number));
+    real::sigaction(number, &ours, nullptr);
+  }
+}
+
 // Gives back what was put off: queued to this thread again with all it carried, then let through.
-void release_deferred(Stay& s, const sigset_t& mask) {
+void release_deferred(Stay& s) {
+  const sigset_t mask = s.mask_before; // a handler may come here again
   const unsigned n = s.deferred;
   s.deferred = 0;
   for (unsigned i = 0; i < n; ++i) {
@@ -203,6 +249,14 @@ void release_deferred(Stay& s, const sigset_t& mask) {
 
 } // namespace
 
+LikeASystemCall::LikeASystemCall() { stay.depth = stay.depth + 1; }
+LikeASystemCall::~LikeASystemCall() noexcept(false) {
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  stay.depth = stay.depth - 1;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (stay.depth == 0 && stay.deferred != 0) release_deferred(stay);
+}
+
 int set_program_action(int number, const struct sigaction* action, struct sigaction* old) {
   if (number < 1 || number >= signal_count) return real::sigaction(number, action, old);
   const AllSignalsHeld held;
@@ -215,9 +269,8 @@ int set_program_action(int number, const struct sigaction* action, struct sigact
   const struct sigaction before = actions[number].get();
   if (action != nullptr && !is_fault_signal(number)) {
     struct sigaction installed = *action;
-    const bool handler = (action->sa_flags & SA_SIGINFO) != 0 ||
-                         (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
-    if (handler) {
+    caught_by_default.fetch_and(~bit_of(number));
+    if (has_handler(*action)) {
       installed.sa_sigaction = on_signal;
       installed.sa_flags = (installed.sa_flags | SA_SIGINFO) & ~static_cast<int>(SA_RESETHAND);
     }
@@ -251,13 +304,21 @@ void install_fault_handlers() {
   static_cast<void>(done);
 }
 
-int stay_in_guest(x86::Vcpu& vcpu, const sigset_t* mask, int (*body)(void*), void* argument) {
-  Stay& s = this_thread();
+int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (*body)(void*),
+                  void* argument) {
+  const LikeASystemCall held;
+  Stay& s = recorded_thread();
   sigset_t program_mask;
   s.vcpu = &vcpu;
-  s.deferred = 0;
-  s.in_guest = 1;
-  if (mask != nullptr) pthread_sigmask(SIG_SETMASK, mask, &program_mask);
+  if (mask != nullptr) {
+    pthread_sigmask(SIG_SETMASK, nullptr, &program_mask);
+    catch_default_actions(program_mask, *mask);
+  }
+  if (mask != nullptr) pthread_sigmask(SIG_SETMASK, mask, nullptr);
+  lock.lock();
+  s.owns_vcpu = 1;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (s.deferred != 0) vcpu.kick();
   int result;
   if (sigsetjmp(s.recovery, 0) == 0) {
     result = body(argument);
@@ -270,20 +331,21 @@ int stay_in_guest(x86::Vcpu& vcpu, const sigset_t* mask, int (*body)(void*), voi
     result = -EFAULT;
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  s.in_guest = 0;
+  s.owns_vcpu = 0;
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  if (s.deferred != 0) {
-    vcpu.forget_kick();
-    release_deferred(s, mask != nullptr ? program_mask : s.mask_before);
-  } else if (mask != nullptr) {
-    pthread_sigmask(SIG_SETMASK, &program_mask, nullptr);
+  if (s.deferred != 0) vcpu.forget_kick();
+  lock.unlock(); // before handlers run: they may use the vCPU
+  if (mask != nullptr) {
+    if (s.deferred == 0) pthread_sigmask(SIG_SETMASK, &program_mask, nullptr);
+    // With a signal put off, all are held until it is let go, with the program's mask.
+    if (s.deferred != 0) s.mask_before = program_mask;
   }
   return result;
 }
 
 CancellationHeld::CancellationHeld() {
   pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type_);
-  this_thread().cancel_at_any_time = type_ == PTHREAD_CANCEL_ASYNCHRONOUS;
+  recorded_thread().cancel_at_any_time = type_ == PTHREAD_CANCEL_ASYNCHRONOUS;
 }
 
 CancellationHeld::~CancellationHeld() noexcept(false) { pthread_setcanceltype(type_, nullptr); }
@@ -293,7 +355,8 @@ int cancel_thread(pthread_t thread) {
   const AllSignalsHeld held;
   const std::scoped_lock guard(threads_lock);
   for (ThreadRecord* r : threads()) {
-    if (r->thread == thread && r->stay.in_guest != 0 && r->stay.cancel_at_any_time) r->stay.vcpu->kick();
+    if (r->thread == thread && r->of_thread.owns_vcpu != 0 && r->of_thread.cancel_at_any_time)
+      r->of_thread.vcpu->kick();
   }
   return result;
 }

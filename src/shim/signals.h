@@ -11,9 +11,21 @@
 #include "x86/api/vcpu.h"
 
 #include <csignal>
+#include <mutex>
 #include <pthread.h>
 
 namespace ring3::shim {
+
+// While one exists, the program's handlers wait on this thread, as they do for a system call: they may use
+// what is locked here. Nests. Costs nothing unless a signal comes; then the destructor calls the handlers,
+// and may not return.
+class LikeASystemCall {
+ public:
+  LikeASystemCall();
+  ~LikeASystemCall() noexcept(false);
+  LikeASystemCall(const LikeASystemCall&) = delete;
+  LikeASystemCall& operator=(const LikeASystemCall&) = delete;
+};
 
 // sigaction() for the program: what it sets is kept here, and what it asks for is what it set. 0, or -1 with
 // errno.
@@ -22,10 +34,11 @@ int set_program_action(int number, const struct sigaction* action, struct sigact
 // Makes our handlers for faults. Idempotent; before the first ioctl.
 void install_fault_handlers();
 
-// Calls body(argument) on behalf of the vCPU whose thread this is, with signals put off and the loss of guest
-// memory caught: -EFAULT when memory of the program that the guest's memory is made of is not there. `mask`:
-// what KVM_SET_SIGNAL_MASK gave, or null.
-int stay_in_guest(x86::Vcpu& vcpu, const sigset_t* mask, int (*body)(void*), void* argument);
+// Calls body(argument) on behalf of the vCPU whose thread this is, under its lock, with signals put off and
+// the loss of guest memory caught: -EFAULT when memory of the program that the guest's memory is made of is
+// not there. `mask`: what KVM_SET_SIGNAL_MASK gave, or null.
+int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (*body)(void*),
+                  void* argument);
 
 // Around KVM_RUN: asynchronous cancellation (pthread_setcanceltype) waits until the call is over. The
 // destructor may not return.

@@ -43,7 +43,7 @@ int VcpuObject::check_map(u64 offset, u64 size, int protection, int flags) const
 
 long VcpuObject::run() {
   return stay_in_guest(
-      *vcpu_, signal_mask_ ? &*signal_mask_ : nullptr,
+      *vcpu_, lock_, signal_mask_ ? &*signal_mask_ : nullptr,
       [](void* vcpu) { return static_cast<x86::Vcpu*>(vcpu)->run(); }, vcpu_);
 }
 
@@ -51,11 +51,9 @@ long VcpuObject::ioctl(unsigned long request, unsigned long argument) {
   if (!ours()) return -EIO;
   if (request == KVM_RUN) {
     if (argument != 0) return -EINVAL;
-    const std::scoped_lock guard(lock_);
     return run();
   }
   if (_IOC_TYPE(request) != KVMIO) return -EINVAL;
-  const std::scoped_lock guard(lock_);
   // State may be read from or written to guest memory, which may be gone.
   struct Call {
     VcpuObject* object;
@@ -63,7 +61,7 @@ long VcpuObject::ioctl(unsigned long request, unsigned long argument) {
     long result;
   } call{this, request, argument, 0};
   const int lost = stay_in_guest(
-      *vcpu_, nullptr,
+      *vcpu_, lock_, nullptr,
       [](void* p) {
         auto* c = static_cast<Call*>(p);
         c->result = c->object->state_ioctl(c->request, c->argument);

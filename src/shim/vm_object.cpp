@@ -203,7 +203,7 @@ long VmObject::ioctl(unsigned long request, unsigned long argument) {
   case KVM_GET_STATS_FD: return vm_->open_stats();
   case KVM_GET_TSC_KHZ: return static_cast<long>(vm_->tsc_khz());
   case KVM_SET_TSC_KHZ: return vm_->set_tsc_khz(static_cast<u32>(argument));
-  case KVM_SET_BOOT_CPU_ID: return vm_->set_boot_cpu_id(static_cast<u32>(argument));
+  case KVM_SET_BOOT_CPU_ID: return vm_->set_boot_cpu_id(argument);
   default: break;
   }
   return memory_ioctl(request, argument);

@@ -62,6 +62,10 @@ Result<void> Machine::create_vm() {
     if (auto r = check(vm_.create_vcpu(i, cpu->api), fmt::format("cannot create CPU {}", i)); !r) return r;
     const std::vector<kvm_cpuid_entry2> entries = config_.cpuid(i, config_.cpus);
     if (auto r = check(cpu->api->set_cpuid(entries), fmt::format("cannot set up CPU {}", i)); !r) return r;
+    // As AMD's firmware leaves it: the TSC counts at the P0 frequency. Kernels do not trust it otherwise.
+    constexpr u32 hwcr = 0xc0010015;
+    const kvm_msr_entry tsc_is_p0{.index = hwcr, .reserved = 0, .data = u64{1} << 24};
+    cpu->api->set_msrs({&tsc_is_p0, 1});
     cpus_.push_back(std::move(cpu));
   }
   return {};

@@ -59,7 +59,9 @@ int Vcpu::set_xsave(std::span<const std::byte> area) {
   if (area.size() < legacy_xsave_size) return -EINVAL;
   alignas(64) std::array<std::byte, xsave::max_size> image{};
   std::copy_n(area.begin(), std::min(area.size(), image.size()), image.begin());
-  if (!xsave::load_standard(cpu_.state, cpu_.cpuid.xcr0_allowed(), image)) return -EINVAL;
+  // All that the hypervisor can hold, whatever the guest's CPUID says: VMMs may restore state before they set
+  // it.
+  if (!xsave::load_standard(cpu_.state, xsave::supported_xcr0, image)) return -EINVAL;
   cpu_.mmu.flush_all(); // PKRU is in it
   return 0;
 }

@@ -6,6 +6,7 @@
 #include "x86/cpu/msr_table.h"
 #include "x86/decode/block_cache.h"
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 
@@ -192,6 +193,12 @@ int Vcpu::set_sregs2(const kvm_sregs2& in) {
 
 int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
   if (entries.size() > 256) return -E2BIG;
+  // A guest that has run has seen its CPU. Setting the same again is what VMMs do after a reset.
+  if (has_run_) return cpu_.cpuid.same(entries, cpu_.state) ? 0 : -EINVAL;
+  const auto sizes =
+      std::ranges::find(entries, u32{0x80000008}, [](const kvm_cpuid_entry2& e) { return e.function; });
+  const u32 linear_bits = sizes == entries.end() ? 0 : sizes->eax >> 8 & 0xff;
+  if (linear_bits != 48 && linear_bits != 57 && linear_bits != 0) return -EINVAL;
   cpu_.cpuid.set(entries);
   pv_.features().set_cpuid(entries);
   cpu_.mmu.set_max_phys_bits(cpu_.cpuid.max_phys_bits());

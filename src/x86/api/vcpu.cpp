@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sched.h>
+#include <utility>
 
 namespace ring3::x86 {
 
@@ -318,10 +319,14 @@ bool Vcpu::deliver_pending() {
 }
 
 kvm::Entry Vcpu::enter(kvm_run& run) {
+  has_run_ = true;
   cpu_.synchronize_code();
   if (!deliver_pending()) return finish(cpu_.exit, run);
   pv_.offer_eoi();
-  return finish(cpu_.run(), run);
+  executing_ = true;
+  const CpuExit why = cpu_.run();
+  executing_ = false;
+  return finish(why, run);
 }
 
 kvm::Entry Vcpu::finish(CpuExit why, kvm_run& run) {
@@ -356,9 +361,16 @@ kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
     run.io.direction = e.write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
     run.io.size = e.size;
     run.io.port = static_cast<u16>(e.address);
-    run.io.count = 1;
+    run.io.count = e.count;
     run.io.data_offset = kvm::RunPages::pio_offset;
     std::memcpy(vcpu_.pages().pio(), &e.data, sizeof e.data);
+    // QEMU looks at what stands behind this instruction to find the option ROM that it is from.
+    if (e.write && !e.string && e.address == vapic_port &&
+        vm_.settings().has_quirk(KVM_X86_QUIRK_OUT_7E_INC_RIP)) {
+      external_open_ = false;
+      cpu_.complete_external(0);
+      if (!cpu_.finish_instruction() && cpu_.exit == CpuExit::shutdown) return finish(cpu_.exit, run);
+    }
   } else if (e.hypercall) {
     const bool wide = cpu_.code64();
     const auto argument = [&](Gpr r) { return cpu_.state.regs[r] & low_mask(wide ? 64 : 32); };
@@ -383,7 +395,11 @@ void Vcpu::complete_user_exit(kvm_run& run) {
   external_open_ = false;
   u64 data = 0;
   if (cpu_.external.io) {
-    std::memcpy(&data, vcpu_.pages().pio(), sizeof data);
+    const std::byte* const pio = vcpu_.pages().pio();
+    if (cpu_.external.count > 1) {
+      return cpu_.complete_external({pio, std::size_t{cpu_.external.size} * cpu_.external.count});
+    }
+    std::memcpy(&data, pio, sizeof data);
   } else if (cpu_.external.hypercall) {
     data = run.hypercall.ret;
   } else {
@@ -395,9 +411,8 @@ void Vcpu::complete_user_exit(kvm_run& run) {
 bool Vcpu::is_guest_memory(const void* host) const { return vm_.slots().backs(host); }
 
 void Vcpu::guest_memory_lost() {
-  cpu_.fault_pending = cpu_.exit_pending = false;
-  cpu_.forget_replay();
-  cpu_.mmu.flush_all();
+  // Otherwise it was an event on its way in, or an ioctl: no instruction to go back to.
+  cpu_.abandon_in_the_middle(std::exchange(executing_, false));
   vcpu_.out_of_guest();
 }
 

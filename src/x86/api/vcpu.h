@@ -107,7 +107,7 @@ class Vcpu final : public kvm::VcpuApi,
   Lapic* lapic() { return lapic_.get(); }
 
   // --- what a VMM tunes and asks (vcpu_control.cpp); 0 or KVM's -errno ---
-  std::span<const kvm_cpuid_entry2> cpuid_entries() const { return cpu_.cpuid.entries(); }
+  std::vector<kvm_cpuid_entry2> cpuid_entries() const { return cpu_.cpuid.current(cpu_.state); }
   int get_sregs2(kvm_sregs2& out);
   int set_sregs2(const kvm_sregs2& in);
   // KVM_SET_TSC_KHZ: the counter jumps to what it would be at this rate; 0: the host's rate.
@@ -157,6 +157,8 @@ class Vcpu final : public kvm::VcpuApi,
   Paravirt pv_;
   u64 tsc_khz_;
   unsigned pauses_ = 0;
+  bool has_run_ = false;
+  bool executing_ = false;
   bool external_open_ = false;       // the last exit waits for its answer
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
 

@@ -94,7 +94,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   int set_tsc_khz(u64 khz);
   u64 tsc_khz() const { return tsc_khz_.load(std::memory_order_relaxed); }
   TscSync& tsc_sync() { return tsc_sync_; }
-  int set_boot_cpu_id(u32 id); // KVM_SET_BOOT_CPU_ID: -EBUSY once there is a vCPU
+  int set_boot_cpu_id(u64 id); // KVM_SET_BOOT_CPU_ID: -EBUSY once there is a vCPU
   int reinject_control(const kvm_reinject_control& control);
   // Size of each vCPU's dirty ring (KVM_CAP_DIRTY_LOG_RING); 0: none.
   u64 dirty_ring_bytes() const { return slots_.dirty_log().ring_bytes(); }

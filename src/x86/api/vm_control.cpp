@@ -38,10 +38,11 @@ int Vm::set_tsc_khz(u64 khz) {
   return 0;
 }
 
-int Vm::set_boot_cpu_id(u32 id) {
+int Vm::set_boot_cpu_id(u64 id) {
   const std::scoped_lock guard(lock_);
   if (!vcpus_.empty()) return -EBUSY;
-  boot_cpu_id_ = id;
+  if (id > max_vcpu_ids || (vcpu_id_limit_ != 0 && id > vcpu_id_limit_)) return -EINVAL;
+  boot_cpu_id_ = static_cast<u32>(id);
   return 0;
 }
 
@@ -51,10 +52,10 @@ int Vm::reinject_control(const kvm_reinject_control& control) {
 
 int Vm::limit_vcpu_ids(u64 count) {
   const std::scoped_lock guard(lock_);
-  if (count > max_vcpu_ids || count == 0) return -EINVAL;
-  // KVM's: once, before the first vCPU; the same value again is no mistake.
+  if (count > max_vcpu_ids || boot_cpu_id_ > count) return -EINVAL;
+  // KVM's: once; the same value again is no mistake, and 0 leaves it open.
   if (vcpu_id_limit_ == count) return 0;
-  if (vcpu_id_limit_ != 0 || !vcpus_.empty()) return -EINVAL;
+  if (vcpu_id_limit_ != 0) return -EINVAL;
   vcpu_id_limit_ = static_cast<u32>(count);
   return 0;
 }

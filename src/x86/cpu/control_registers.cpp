@@ -45,12 +45,13 @@ constexpr Cr4Feature cr4_features[] = {
 u64 cr4_allowed(const CpuidTable& cpuid) {
   u64 allowed = 0;
   for (const Cr4Feature& f : cr4_features) {
-    if (cpuid.has(f.feature)) allowed |= f.bit;
+    if (!cpuid.given() || cpuid.has(f.feature)) allowed |= f.bit;
   }
   return allowed;
 }
 
 u64 efer_allowed(const CpuidTable& cpuid) {
+  if (!cpuid.given()) return efer::sce | efer::lme | efer::lma | efer::nxe | efer::ffxsr;
   u64 allowed = 0;
   if (cpuid.has(feature::syscall)) allowed |= efer::sce;
   if (cpuid.has(feature::lm)) allowed |= efer::lme | efer::lma;

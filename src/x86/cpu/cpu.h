@@ -84,9 +84,22 @@ struct ExternalAccess {
   bool io = false;
   bool hypercall = false; // no access: a question, whose answer is `data`
   bool write = false;
+  bool string = false; // of INS or OUTS
   u8 size = 0;
+  u32 count = 1;   // INS: how many elements may come in one answer
   u64 address = 0; // port or guest-physical address
   u64 data = 0;
+};
+
+// Elements that user space has delivered for a repeated INS and that are not in memory yet.
+struct StringInput {
+  static constexpr u32 capacity = 1024; // bytes, as KVM reads ahead
+  u16 port = 0;
+  u8 size = 0;
+  u32 count = 0, next = 0;
+  std::array<std::byte, capacity> data;
+
+  u32 left() const { return count - next; }
 };
 
 class Cpu {
@@ -151,12 +164,14 @@ class Cpu {
   ExternalAccess external;
   // Answers the access in `external` (for reads, with data) so that the instruction can be executed again.
   void complete_external(u64 data);
+  // The same for one of several elements, `external.count` of them one after another.
+  void complete_external(std::span<const std::byte> elements);
   // Executes the rest of the instruction that was answered, and nothing more. False: it is not over, see
   // `exit`.
   bool finish_instruction();
-  // One port access; false: abort.
-  bool port_read(u16 port, u8 size, u32& value);
-  bool port_write(u16 port, u8 size, u32 value);
+  // One port access; false: abort. `most`: how many elements of a string user space may deliver at once.
+  bool port_read(u16 port, u8 size, u32& value, bool string = false, u32 most = 1);
+  bool port_write(u16 port, u8 size, u32 value, bool string = false);
   // A hypercall for user space; false: abort.
   bool ask_user_space(u64& answer);
 
@@ -272,9 +287,18 @@ class Cpu {
     if ((write ? e.write_tag : e.read_tag) != a.page().value) return nullptr;
     return reinterpret_cast<std::byte*>(a.value + e.addend);
   }
+  bool replaying() const { return replay_count_ > 0 || string_input_.left() != 0; }
+  // Whatever was under way was left in the middle, by a jump out of it: an instruction is as if it had not
+  // begun.
+  void abandon_in_the_middle(bool instruction);
+  void forget_replay() {
+    replay_count_ = replay_next_ = 0;
+    string_input_.count = string_input_.next = 0;
+  }
   // A string instruction finished an iteration: what it did outside is not replayed any more.
-  bool replaying() const { return replay_count_ > 0; }
-  void forget_replay() { replay_count_ = replay_next_ = 0; }
+  void element_done() { replay_count_ = replay_next_ = 0; }
+  // How many iterations user space's answer is good for.
+  u32 answered_elements() const { return std::max<u32>(string_input_.left(), 1); }
 
   // Descriptor tables, TSS, and other accesses that the processor makes as supervisor whatever the CPL.
   template <class T> bool load_system(GuestVirt a, T& out) {
@@ -419,6 +443,7 @@ class Cpu {
   SegmentCheck segment_check_[seg_count];
   bool trap_suppressed_ = false;
   bool rip_committed_ = false;
+  u64 insn_start_ = 0; // RIP of the instruction under way
   u64 pending_db_ = 0;
   GuestPhys code_update_at_;
   u64 code_update_size_ = 0;
@@ -427,6 +452,7 @@ class Cpu {
   std::array<ExternalAccess, max_replay> replay_;
   unsigned replay_count_ = 0; // answered
   unsigned replay_next_ = 0;  // next to be consumed by this attempt
+  StringInput string_input_;
 
   std::unique_ptr<BlockCache> blocks_;
 };

@@ -68,8 +68,32 @@ CpuidResult CpuidTable::query(u32 leaf, u32 subleaf, const CpuState& state) cons
     }
     return r;
   }
-  CpuidResult r{e->eax, e->ebx, e->ecx, e->edx};
-  switch (leaf) {
+  return with_state(*e, state);
+}
+
+std::vector<kvm_cpuid_entry2> CpuidTable::current(const CpuState& state) const {
+  std::vector<kvm_cpuid_entry2> out = entries_;
+  for (kvm_cpuid_entry2& e : out) {
+    const CpuidResult r = with_state(e, state);
+    e.eax = r.eax;
+    e.ebx = r.ebx;
+    e.ecx = r.ecx;
+    e.edx = r.edx;
+  }
+  return out;
+}
+
+bool CpuidTable::same(std::span<const kvm_cpuid_entry2> entries, const CpuState& state) const {
+  return std::ranges::equal(entries, entries_, [&](const kvm_cpuid_entry2& a, const kvm_cpuid_entry2& b) {
+    if (a.function != b.function || a.index != b.index || a.flags != b.flags) return false;
+    return with_state(a, state) == with_state(b, state);
+  });
+}
+
+CpuidResult CpuidTable::with_state(const kvm_cpuid_entry2& entry, const CpuState& state) const {
+  CpuidResult r{entry.eax, entry.ebx, entry.ecx, entry.edx};
+  const u32 subleaf = entry.index;
+  switch (entry.function) {
   case 1:
     r.ecx = static_cast<u32>(with_bits(r.ecx, bit(27), (state.cr4 & cr4::osxsave) != 0));
     if (!state.apic_enabled) r.edx &= ~(1u << 9);

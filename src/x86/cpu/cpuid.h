@@ -14,12 +14,18 @@ namespace ring3::x86 {
 
 struct CpuidResult {
   u32 eax = 0, ebx = 0, ecx = 0, edx = 0;
+  bool operator==(const CpuidResult&) const = default;
 };
 
 class CpuidTable {
  public:
   void set(std::span<const kvm_cpuid_entry2> entries);
-  std::span<const kvm_cpuid_entry2> entries() const { return entries_; }
+  // Before the VMM has said what the CPU has, it may set whatever this hypervisor can do, as in KVM.
+  bool given() const { return !entries_.empty(); }
+  // The table with the bits that depend on the CPU's state as they are: what KVM_GET_CPUID2 shows.
+  std::vector<kvm_cpuid_entry2> current(const CpuState& state) const;
+  // Whether set() would leave the table as it is. The VMM may have it from current().
+  bool same(std::span<const kvm_cpuid_entry2> entries, const CpuState& state) const;
 
   // What the CPUID instruction returns, out-of-range leaves and state-dependent bits included.
   CpuidResult query(u32 leaf, u32 subleaf, const CpuState& state) const;
@@ -35,6 +41,7 @@ class CpuidTable {
 
  private:
   const kvm_cpuid_entry2* find(u32 leaf, u32 subleaf) const;
+  CpuidResult with_state(const kvm_cpuid_entry2& entry, const CpuState& state) const;
 
   std::vector<kvm_cpuid_entry2> entries_;
   bool amd_ = false;

@@ -207,6 +207,16 @@ void Cpu::complete_external(u64 data) {
   if (replay_count_ < max_replay) replay_[replay_count_++] = external;
 }
 
+void Cpu::complete_external(std::span<const std::byte> elements) {
+  StringInput& s = string_input_;
+  if (elements.size() > s.data.size()) return;
+  s.port = static_cast<u16>(external.address);
+  s.size = external.size;
+  s.count = static_cast<u32>(elements.size()) / external.size;
+  s.next = 0;
+  std::ranges::copy(elements, s.data.begin());
+}
+
 bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
   if (size <= 8) {
     u64 data = 0;
@@ -255,24 +265,30 @@ bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
   return true;
 }
 
-bool Cpu::port_read(u16 port, u8 size, u32& value) {
+bool Cpu::port_read(u16 port, u8 size, u32& value, bool string, u32 most) {
+  if (StringInput& s = string_input_; s.left() != 0 && s.port == port && s.size == size) {
+    value = 0;
+    std::memcpy(&value, s.data.data() + s.next++ * size, size);
+    return true;
+  }
   u64 data;
   if (replayed({.io = true, .write = false, .size = size, .address = port}, data)) {
     value = static_cast<u32>(data);
     return true;
   }
   if (platform.port_read(port, size, value)) return true;
-  if (!replay_or_exit({.io = true, .write = false, .size = size, .address = port, .data = 0}, data))
+  if (!replay_or_exit({.io = true, .string = string, .size = size, .count = most, .address = port}, data))
     return false;
   value = static_cast<u32>(data);
   return true;
 }
 
-bool Cpu::port_write(u16 port, u8 size, u32 value) {
+bool Cpu::port_write(u16 port, u8 size, u32 value, bool string) {
   u64 ignored;
   if (replayed({.io = true, .write = true, .size = size, .address = port}, ignored)) return true;
   if (platform.port_write(port, size, value)) return true;
-  return replay_or_exit({.io = true, .write = true, .size = size, .address = port, .data = value}, ignored);
+  return replay_or_exit(
+      {.io = true, .write = true, .string = string, .size = size, .address = port, .data = value}, ignored);
 }
 
 bool Cpu::ask_user_space(u64& answer) { return replay_or_exit({.hypercall = true}, answer); }

@@ -329,7 +329,8 @@ std::span<const u32> msr_indices() {
   static const std::vector<u32> all = [] {
     std::vector<u32> v;
     for (const Entry& e : table) {
-      if (e.first == msr::x2apic_first) continue; // reached through KVM_GET_LAPIC
+      if (e.first == msr::x2apic_first) continue;            // reached through KVM_GET_LAPIC
+      if (e.read == nullptr || e.write == nullptr) continue; // VMMs save and restore all that is listed
       for (u32 i = e.first; i <= e.last; ++i) v.push_back(i);
     }
     return v;

@@ -163,7 +163,7 @@ struct CpuState {
   u64 mc_banks[32 * 4] = {};
   u64 debugctl = 0;
   u64 virt_spec_ctrl = 0;
-  u64 hwcr = bit(24); // TscFreqSel: the TSC counts at the P0 frequency
+  u64 hwcr = 0;
   u64 ucode_rev = 0x100000000;
   std::optional<u64> platform_info; // what the VMM says
   // What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO,

@@ -29,6 +29,7 @@ bool Cpu::step_carefully() {
   const bool had_ss_shadow = state.mov_ss_shadow;
   const bool tf = (state.system_flags & rflags::tf) != 0;
   const u64 start = state.regs[reg_rip];
+  insn_start_ = start;
 
   if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && !had_ss_shadow) {
     const u64 linear =
@@ -94,6 +95,15 @@ bool Cpu::step_carefully() {
   return !exit_pending;
 }
 
+void Cpu::abandon_in_the_middle(bool instruction) {
+  if (instruction) state.regs[reg_rip] = insn_start_;
+  rip_committed_ = false;
+  fault_pending = exit_pending = false;
+  forget_replay();
+  mmu.flush_all();
+  mode_changed();
+}
+
 bool Cpu::finish_instruction() {
   exit_pending = false;
   fault_pending = false;
@@ -104,7 +114,7 @@ bool Cpu::finish_instruction() {
 CpuExit Cpu::run() {
   exit_pending = false;
   fault_pending = false;
-  if (replay_count_ > 0 && !finish_instruction()) return exit;
+  if (replaying() && !finish_instruction()) return exit;
   for (;;) {
     if (exit_word.load(std::memory_order_relaxed) != 0) return CpuExit::request;
     if (instructions >= poll_at) [[unlikely]] {
@@ -124,6 +134,7 @@ CpuExit Cpu::run() {
     u64 ip = state.regs[reg_rip];
     Step step;
     for (;;) {
+      insn_start_ = ip;
       state.regs[reg_rip] = (ip + in->len) & ip_mask_;
       step = in->handler(*this, *in);
       if (step != Step::next) break;

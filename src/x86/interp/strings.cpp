@@ -45,7 +45,9 @@ u64 elements_in_page(u64 address, u64 size) { return (page_size - (address & pag
 template <class One, class More, class Fast> Step repeat(Strings& s, One one, More more, Fast fast) {
   Cpu& c = s.c;
   if (!s.repeated()) return one() ? Step::next : Step::abort;
-  u64 budget = c.careful() ? 1 : batch;
+  // After an answer from user space, as far as that goes: what follows may be asked of it anew, and events
+  // come first.
+  u64 budget = c.replaying() ? c.answered_elements() : c.careful() ? 1 : batch;
   while (s.count() != 0) {
     if (budget == 0) {
       // Come back to this very instruction after events have been looked at.
@@ -63,7 +65,7 @@ template <class One, class More, class Fast> Step repeat(Strings& s, One one, Mo
     }
     if (!one()) return Step::abort;
     s.consume(1);
-    c.forget_replay();
+    c.element_done();
     --budget;
     if (!more()) break;
   }
@@ -235,6 +237,16 @@ template <class T> struct OutDx {
   static Step run(Cpu& c, const Insn&) { return port_out<T>(c, c.reg<u16>(rdx * 8)); }
 };
 
+// How many elements of a repeated INS a device may deliver at once: all of them will have a place.
+template <class T> u32 read_ahead(Strings& s) {
+  if (!s.repeated() || s.down() || s.c.careful()) return 1;
+  const u64 n =
+      std::min({s.count(), elements_in_page(s.di(), sizeof(T)), u64{StringInput::capacity / sizeof(T)}});
+  if (n < 2) return 1;
+  const bool room = s.c.probe_write(Seg::es, s.di(), n * sizeof(T));
+  s.c.fault_pending = false;
+  return room ? static_cast<u32>(n) : 1;
+}
 template <class T> struct Ins {
   static Step run(Cpu& c, const Insn& in) {
     Strings s(c, in);
@@ -244,7 +256,9 @@ template <class T> struct Ins {
       // The store must be known to succeed before the device is read.
       if (!c.probe_write(Seg::es, s.di(), sizeof(T))) return false;
       u32 v;
-      if (!c.port_read(port, sizeof(T), v) || !c.write<T>(Seg::es, s.di(), static_cast<T>(v))) return false;
+      if (!c.port_read(port, sizeof(T), v, true, read_ahead<T>(s)) ||
+          !c.write<T>(Seg::es, s.di(), static_cast<T>(v)))
+        return false;
       s.advance(rdi, sizeof(T));
       return true;
     };
@@ -258,7 +272,7 @@ template <class T> struct Outs {
     if (!port_allowed(c, port, sizeof(T))) return Step::abort;
     const auto one = [&] {
       T v;
-      if (!c.read<T>(s.source(), s.si(), v) || !c.port_write(port, sizeof(T), v)) return false;
+      if (!c.read<T>(s.source(), s.si(), v) || !c.port_write(port, sizeof(T), v, true)) return false;
       s.advance(rsi, sizeof(T));
       return true;
     };

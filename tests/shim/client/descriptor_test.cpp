@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Descriptors as the kernel treats them, the files beside them, and the processor that the program sees.
+#include "guest.h"
+
+#include <cpuid.h>
+#include <cstdio>
+#include <string>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+
+namespace client {
+namespace {
+
+using Descriptors = Guest;
+
+TEST_F(Descriptors, DeviceLooksLikeOne) {
+  struct stat st {};
+  ASSERT_EQ(stat("/dev/kvm", &st), 0);
+  EXPECT_TRUE(S_ISCHR(st.st_mode));
+  EXPECT_EQ(st.st_rdev, makedev(10, 232));
+  EXPECT_EQ(access("/dev/kvm", R_OK | W_OK), 0);
+  EXPECT_EQ(ioctl(kvm_, KVM_GET_API_VERSION, 0), KVM_API_VERSION);
+  EXPECT_EQ(ioctl(kvm_, KVM_GET_API_VERSION, 1), -1);
+  EXPECT_EQ(errno, EINVAL);
+}
+
+TEST_F(Descriptors, CopiesAreTheSameObject) {
+  const int copy = dup(vm_);
+  ASSERT_GE(copy, 0);
+  EXPECT_EQ(ioctl(copy, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
+  close(vm_);
+  EXPECT_EQ(ioctl(copy, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
+  EXPECT_EQ(ioctl(vm_, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), -1);
+  EXPECT_EQ(errno, EBADF);
+  vm_ = copy;
+}
+
+TEST_F(Descriptors, NumberThatIsReusedIsSomethingElse) {
+  const int other = open("/dev/null", O_RDONLY);
+  ASSERT_EQ(dup2(other, kvm_), kvm_);
+  EXPECT_EQ(ioctl(kvm_, KVM_GET_API_VERSION, 0), -1);
+  EXPECT_EQ(errno, ENOTTY);
+  close(other);
+}
+
+TEST_F(Descriptors, VcpuOutlivesTheOtherDescriptors) {
+  code({0xf4});
+  close(vm_);
+  close(kvm_);
+  EXPECT_EQ(enter(), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  vm_ = kvm_ = -1;
+}
+
+// KVM's descriptors belong to the process that made the VM.
+TEST_F(Descriptors, ChildCannotUseTheVm) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    kvm_regs r;
+    const bool refused = ioctl(vcpu_, KVM_GET_REGS, &r) == -1 && errno == EIO;
+    const int kvm = open("/dev/kvm", O_RDWR);
+    const bool own = kvm >= 0 && ioctl(kvm, KVM_CREATE_VM, 0) >= 0;
+    _exit((refused ? 0 : 1) | (own ? 0 : 2));
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+TEST(Files, ModuleParameters) {
+  FILE* const f = fopen("/sys/module/kvm/parameters/ignore_msrs", "r");
+  ASSERT_NE(f, nullptr);
+  EXPECT_EQ(fgetc(f), 'N');
+  fclose(f);
+  EXPECT_EQ(open("/sys/module/kvm/parameters/ignore_msrs", O_RDWR), -1);
+  EXPECT_EQ(errno, EACCES);
+}
+
+// Compiled here, so patched here: the processor that the program sees can do virtualization, and its vendor
+// is the guests'.
+TEST(Processor, IsTheGuests) {
+  const int kvm = open("/dev/kvm", O_RDWR);
+  ASSERT_GE(kvm, 0);
+  CpuidList list;
+  ASSERT_EQ(ioctl(kvm, get_supported_cpuid, &list), 0);
+  close(kvm);
+  unsigned a, b, c, d;
+  __cpuid(0, a, b, c, d);
+  ASSERT_EQ(list.entry[0].function, 0u);
+  EXPECT_EQ(b, list.entry[0].ebx);
+  EXPECT_EQ(c, list.entry[0].ecx);
+  EXPECT_EQ(d, list.entry[0].edx);
+  const bool amd = d == 0x69746e65;
+  __cpuid(1, a, b, c, d);
+  const bool vmx = (c & 1U << 5) != 0;
+  __cpuid(0x80000001, a, b, c, d);
+  const bool svm = (c & 1U << 2) != 0;
+  EXPECT_EQ(vmx, !amd);
+  EXPECT_EQ(svm, amd);
+}
+
+} // namespace
+} // namespace client

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Handlers run when KVM_RUN has returned, or is about to; a signal that only KVM_RUN lets through ends it and
+// stays pending.
+#include "guest.h"
+
+#include <atomic>
+#include <csignal>
+#include <ctime>
+#include <pthread.h>
+#include <sys/time.h>
+#include <thread>
+
+namespace client {
+namespace {
+
+class Signals : public Guest {
+ protected:
+  static void sleep_ms(long ms) {
+    const timespec t{0, ms * 1'000'000};
+    nanosleep(&t, nullptr);
+  }
+  void loop() { code({0xeb, 0xfe}); } // jmp $
+};
+
+std::atomic<int> handled{0};
+int vcpu_of_handler = -1;
+int ioctl_in_handler = -1;
+void on_signal(int) {
+  kvm_regs r;
+  ioctl_in_handler = ioctl(vcpu_of_handler, KVM_GET_REGS, &r);
+  ++handled;
+}
+
+TEST_F(Signals, HandlerRunsAndTheCallIsInterrupted) {
+  loop();
+  handled = 0;
+  vcpu_of_handler = vcpu_;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  ASSERT_EQ(sigaction(SIGUSR1, &action, nullptr), 0);
+  struct sigaction now {};
+  ASSERT_EQ(sigaction(SIGUSR1, nullptr, &now), 0);
+  EXPECT_EQ(now.sa_handler, &on_signal); // what the program set, not what stands in front of it
+  const pthread_t vcpu_thread = pthread_self();
+  std::thread other([&] {
+    sleep_ms(30);
+    pthread_kill(vcpu_thread, SIGUSR1);
+  });
+  EXPECT_EQ(enter(), -1);
+  EXPECT_EQ(errno, EINTR);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_INTR));
+  other.join();
+  EXPECT_EQ(handled, 1);
+  EXPECT_EQ(ioctl_in_handler, 0);
+  signal(SIGUSR1, SIG_DFL);
+}
+
+// How VMMs kick: the signal is blocked, has no handler, and only KVM_RUN lets it in.
+TEST_F(Signals, MaskOfKvmRun) {
+  loop();
+  sigset_t kick;
+  sigemptyset(&kick);
+  sigaddset(&kick, SIGUSR2);
+  sigset_t before;
+  ASSERT_EQ(pthread_sigmask(SIG_BLOCK, &kick, &before), 0);
+  struct {
+    std::uint32_t len = 8;
+    std::uint8_t set[8];
+  } mask;
+  std::memcpy(mask.set, &before, 8);
+  ASSERT_EQ(ioctl(vcpu_, set_signal_mask, &mask), 0) << strerror(errno);
+  const pthread_t vcpu_thread = pthread_self();
+  for (int i = 0; i < 20; ++i) {
+    std::thread other([&] {
+      sleep_ms(i % 3);
+      pthread_kill(vcpu_thread, SIGUSR2);
+    });
+    EXPECT_EQ(enter(), -1);
+    EXPECT_EQ(errno, EINTR);
+    other.join();
+    sigset_t pending;
+    sigpending(&pending);
+    EXPECT_EQ(sigismember(&pending, SIGUSR2), 1);
+    EXPECT_EQ(enter(), -1); // still pending: at once
+    int number = 0;
+    EXPECT_EQ(sigwait(&kick, &number), 0);
+    EXPECT_EQ(number, SIGUSR2);
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+TEST_F(Signals, StormLeavesTheGuestRight) {
+  // mov cx, 0; mov dx, 0x10; again: inc eax; loop again; out dx, al; jmp again
+  code({0x31, 0xc0, 0x31, 0xc9, 0xba, 0x10, 0x00, 0x66, 0x40, 0xe2, 0xfc, 0xee, 0xeb, 0xf9});
+  handled = 0;
+  vcpu_of_handler = vcpu_;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  ASSERT_EQ(sigaction(SIGALRM, &action, nullptr), 0);
+  itimerval timer{{0, 100}, {0, 100}}; // 10 kHz
+  ASSERT_EQ(setitimer(ITIMER_REAL, &timer, nullptr), 0);
+  int exits = 0;
+  int interrupted = 0;
+  while (exits < 200) {
+    if (enter() == 0) {
+      ASSERT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+      ++exits;
+    } else {
+      ASSERT_EQ(errno, EINTR);
+      ++interrupted;
+    }
+  }
+  const itimerval off{};
+  setitimer(ITIMER_REAL, &off, nullptr);
+  signal(SIGALRM, SIG_DFL);
+  EXPECT_EQ(regs().rax & 0xffffffff, 200u * 65536u);
+  EXPECT_GT(handled, 0);
+  EXPECT_GE(handled, interrupted > 0 ? 1 : 0);
+}
+
+TEST_F(Signals, ThreadInTheGuestCanBeCancelled) {
+  loop();
+  std::atomic<bool> started{false};
+  struct Arguments {
+    int vcpu;
+    std::atomic<bool>* started;
+  } arguments{vcpu_, &started};
+  pthread_t thread;
+  ASSERT_EQ(pthread_create(
+                &thread, nullptr,
+                [](void* p) -> void* {
+                  auto* a = static_cast<Arguments*>(p);
+                  pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, nullptr);
+                  *a->started = true;
+                  ioctl(a->vcpu, KVM_RUN, 0);
+                  return nullptr;
+                },
+                &arguments),
+            0);
+  while (!started) sleep_ms(1);
+  sleep_ms(20);
+  ASSERT_EQ(pthread_cancel(thread), 0);
+  void* result = nullptr;
+  ASSERT_EQ(pthread_join(thread, &result), 0);
+  EXPECT_EQ(result, PTHREAD_CANCELED);
+}
+
+} // namespace
+} // namespace client
