@@ -5,6 +5,7 @@
 #include "kvm/memory_slots.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <unordered_map>
 #include <utility>
@@ -14,7 +15,6 @@ namespace {
 
 constexpr u64 user_address_limit = (u64{1} << 47) - page_size; // Linux TASK_SIZE_MAX with 4-level paging
 constexpr u64 guest_phys_limit = u64{1} << 52;                 // the architecture's largest MAXPHYADDR
-constexpr u32 known_flags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
 
 // SplitMix64's finalizer.
 constexpr u64 priority_of(u32 id) {
@@ -102,17 +102,7 @@ bool overlaps(const Node* t, u64 first, u64 end, u32 self) {
   return false;
 }
 
-// The checks that need no table, in KVM's order (kvm_set_memory_region); all of them are EINVAL.
-bool well_formed(const kvm_userspace_memory_region& r) {
-  if ((r.slot & 0xffff) >= max_memory_slots) return false;
-  if ((r.slot >> 16) != 0) return false; // one address space, until SMM has its own
-  if ((r.flags & ~known_flags) != 0) return false;
-  if (((r.memory_size | r.guest_phys_addr | r.userspace_addr) & page_offset_mask) != 0) return false;
-  if (r.memory_size > user_address_limit || r.userspace_addr > user_address_limit - r.memory_size)
-    return false;
-  if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr) return false;
-  return (r.memory_size >> page_shift) <= max_slot_pages;
-}
+constexpr u32 space_of(u32 slot) { return slot >> 16; }
 
 } // namespace
 
@@ -131,24 +121,61 @@ const MemorySlot* SlotSnapshot::find(GuestPhys a) const {
 }
 
 struct MemorySlots::Impl {
-  Tree root;
+  std::array<Tree, max_address_spaces> roots;
+  std::shared_ptr<const PrivatePages> private_pages; // null: none
   std::unordered_map<u32, std::shared_ptr<const MemorySlot>> by_id;
 };
 
-MemorySlots::MemorySlots() : impl_(std::make_unique<Impl>()) {}
+MemorySlots::MemorySlots(bool private_memory)
+    : private_memory_(private_memory), impl_(std::make_unique<Impl>()) {}
 MemorySlots::~MemorySlots() = default;
 
+bool MemorySlots::valid_number(u32 slot) const {
+  return space_of(slot) < address_spaces() && (slot & 0xffff) < max_memory_slots;
+}
+
+// The checks that need no table, in KVM's order (kvm_set_memory_region); all of them are EINVAL.
+bool MemorySlots::well_formed(const UserspaceMemoryRegion2& r) const {
+  // Private memory is neither logged nor read-only.
+  const bool is_private = (r.flags & mem_guest_memfd) != 0;
+  const u32 known =
+      is_private && private_memory_ ? mem_guest_memfd : u32{KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY};
+  if ((r.flags & ~known) != 0) return false;
+  if (((r.memory_size | r.guest_phys_addr | r.userspace_addr) & page_offset_mask) != 0) return false;
+  if (r.memory_size > user_address_limit || r.userspace_addr > user_address_limit - r.memory_size)
+    return false;
+  if (is_private && ((r.guest_memfd_offset & page_offset_mask) != 0 ||
+                     r.guest_memfd_offset + r.memory_size < r.guest_memfd_offset))
+    return false;
+  if (!valid_number(r.slot)) return false;
+  if (r.guest_phys_addr + r.memory_size < r.guest_phys_addr) return false;
+  return (r.memory_size >> page_shift) <= max_slot_pages;
+}
+
 int MemorySlots::set(const kvm_userspace_memory_region& region) {
+  if ((region.flags & mem_guest_memfd) != 0) return -EINVAL; // has no field for the descriptor
+  UserspaceMemoryRegion2 wide{};
+  wide.slot = region.slot;
+  wide.flags = region.flags;
+  wide.guest_phys_addr = region.guest_phys_addr;
+  wide.memory_size = region.memory_size;
+  wide.userspace_addr = region.userspace_addr;
+  return set(wide, {});
+}
+
+int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& memory) {
   if (!well_formed(region)) return -EINVAL;
   // The old version is let go after the lock: freeing it may be long.
   Tree retired;
   const std::scoped_lock guard(lock_);
+  Tree& root = impl_->roots[space_of(region.slot)];
   const auto entry = impl_->by_id.find(region.slot);
   const std::shared_ptr<const MemorySlot> old = entry == impl_->by_id.end() ? nullptr : entry->second;
 
   if (region.memory_size == 0) {
     if (!old) return -EINVAL;
-    retired = std::exchange(impl_->root, erase(impl_->root, old->base.value));
+    if (old->private_memory) old->private_memory->unbind(old->private_offset, old->size);
+    retired = std::exchange(root, erase(root, old->base.value));
     impl_->by_id.erase(entry);
     generation_.fetch_add(1, std::memory_order_acq_rel);
     return 0;
@@ -157,13 +184,21 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
   // The VMM's address is an integer in KVM's structure; here is the one place where it becomes a pointer.
   auto* const host = reinterpret_cast<std::byte*>(region.userspace_addr);
   if (old) {
+    const bool is_private = ((region.flags | old->flags) & mem_guest_memfd) != 0;
     const bool read_only_changes = ((region.flags ^ old->flags) & KVM_MEM_READONLY) != 0;
-    if (host != old->host || region.memory_size != old->size || read_only_changes) return -EINVAL;
+    if (is_private || host != old->host || region.memory_size != old->size || read_only_changes)
+      return -EINVAL;
     if (region.guest_phys_addr == old->base.value && region.flags == old->flags) return 0;
   }
   const u64 end = region.guest_phys_addr + region.memory_size;
-  if (overlaps(impl_->root.get(), region.guest_phys_addr, end, region.slot)) return -EEXIST;
+  if (overlaps(root.get(), region.guest_phys_addr, end, region.slot)) return -EEXIST;
   if (end > guest_phys_limit) return -EINVAL;
+
+  if ((region.flags & mem_guest_memfd) != 0) {
+    if (memory.error != 0 || !memory.memory) return memory.error != 0 ? memory.error : -EINVAL;
+    const int bound = memory.memory->bind(this, region.guest_memfd_offset, region.memory_size);
+    if (bound != 0) return bound;
+  }
 
   auto slot = std::make_shared<MemorySlot>();
   slot->id = region.slot;
@@ -171,6 +206,10 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
   slot->base = GuestPhys{region.guest_phys_addr};
   slot->size = region.memory_size;
   slot->host = host;
+  if ((region.flags & mem_guest_memfd) != 0) {
+    slot->private_memory = memory.memory;
+    slot->private_offset = region.guest_memfd_offset;
+  }
   if ((region.flags & KVM_MEM_LOG_DIRTY_PAGES) != 0) {
     slot->dirty = old && old->dirty
                       ? old->dirty
@@ -178,23 +217,40 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
                                                       dirty_log_.initially_set() && !dirty_log_.uses_ring());
   }
 
-  Tree next = old ? erase(impl_->root, old->base.value) : impl_->root;
+  Tree next = old ? erase(root, old->base.value) : root;
   next = insert(next, slot);
   impl_->by_id[region.slot] = std::move(slot);
-  retired = std::exchange(impl_->root, std::move(next));
+  retired = std::exchange(root, std::move(next));
   generation_.fetch_add(1, std::memory_order_acq_rel);
   return 0;
 }
 
-SlotSnapshot MemorySlots::snapshot() const {
+SlotSnapshot MemorySlots::snapshot(u32 address_space) const {
   const std::scoped_lock guard(lock_);
-  return SlotSnapshot{impl_->root};
+  return SlotSnapshot{impl_->roots[address_space], impl_->private_pages};
+}
+
+int MemorySlots::set_attributes(const MemoryAttributes& args) {
+  if (args.flags != 0 || (args.attributes & ~supported_attributes()) != 0) return -EINVAL;
+  if (args.size == 0 || args.address + args.size < args.address) return -EINVAL;
+  if (((args.address | args.size) & page_offset_mask) != 0) return -EINVAL;
+  const PageRange range{args.address >> page_shift, (args.address + args.size) >> page_shift};
+  const bool is_private = (args.attributes & memory_attribute_private) != 0;
+  std::shared_ptr<const PrivatePages> retired;
+  const std::scoped_lock guard(lock_);
+  const PrivatePages none;
+  const PrivatePages& now = impl_->private_pages ? *impl_->private_pages : none;
+  if (now.all(range, is_private)) return 0;
+  auto next = std::make_shared<const PrivatePages>(now.with(range, is_private));
+  retired = std::exchange(impl_->private_pages, next->empty() ? nullptr : std::move(next));
+  touch();
+  return 0;
 }
 
 // The checks of all dirty-log calls, in KVM's order.
 int MemorySlots::find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const {
   if (dirty_log_.uses_ring()) return -ENXIO;
-  if ((slot >> 16) != 0 || slot >= max_memory_slots) return -EINVAL;
+  if (!valid_number(slot)) return -EINVAL;
   const std::scoped_lock guard(lock_);
   const auto entry = impl_->by_id.find(slot);
   if (entry == impl_->by_id.end() || !entry->second->dirty) return -ENOENT;
@@ -249,11 +305,22 @@ std::size_t MemorySlots::dirty_words(u32 slot) const {
 }
 
 bool MemorySlots::backs(const void* host) const {
+  GuestPhys ignored;
+  return find_host(host, ignored);
+}
+
+bool MemorySlots::find_host(const void* host, GuestPhys& out) const {
   const std::scoped_lock guard(lock_);
-  const auto* p = static_cast<const std::byte*>(host);
-  return std::ranges::any_of(impl_->by_id, [p](const auto& e) {
-    return p >= e.second->host && p < e.second->host + e.second->size;
-  });
+  const auto at = reinterpret_cast<u64>(host);
+  for (const auto& [id, slot] : impl_->by_id) {
+    u64 offset = at - reinterpret_cast<u64>(slot->host);
+    if (offset >= slot->size && slot->private_memory)
+      offset = at - reinterpret_cast<u64>(slot->private_memory->host()) - slot->private_offset;
+    if (offset >= slot->size) continue;
+    out = slot->base + offset;
+    return true;
+  }
+  return false;
 }
 
 std::size_t MemorySlots::count() const {

@@ -4,11 +4,17 @@
 // The table is a persistent structure. Writers build a new version that shares what did not change and
 // publish it; readers hold a snapshot and never lock. Lookup and update are O(log n) in the number of slots,
 // up to 32,764 of them.
+//
+// A slot's number has its address space in bits 16 and up (api.rst 4.35). The spaces have slots, layouts and
+// dirty logs of their own; a vCPU looks at one of them at a time.
 #pragma once
 
 #include "base/address.h"
 #include "base/types.h"
 #include "kvm/dirty_log.h"
+#include "kvm/guest_memfd.h"
+#include "kvm/memory_attributes.h"
+#include "kvm/uapi_6_12.h"
 
 #include <atomic>
 #include <linux/kvm.h>
@@ -20,19 +26,30 @@
 namespace ring3::kvm {
 
 constexpr u32 max_memory_slots = 32764;            // KVM_USER_MEM_SLOTS: ids 0 to this, less one
+constexpr u32 max_address_spaces = 2;              // KVM_MAX_NR_ADDRESS_SPACES: 1 is what SMM sees
 constexpr u64 max_slot_pages = (u64{1} << 31) - 1; // KVM_MEM_MAX_NR_PAGES
 
 // One slot, immutable once published.
 struct MemorySlot {
-  u32 id = 0;
+  u32 id = 0;    // with the address space in bits 16 and up
   u32 flags = 0; // KVM_MEM_*
   GuestPhys base;
   u64 size = 0; // bytes, page multiple, not 0
   std::byte* host = nullptr;
   std::shared_ptr<DirtyBitmap> dirty; // null unless KVM_MEM_LOG_DIRTY_PAGES
 
+  std::shared_ptr<GuestMemfd> private_memory; // null unless KVM_MEM_GUEST_MEMFD
+  u64 private_offset = 0;
+
   bool contains(GuestPhys a) const { return a.value - base.value < size; }
   bool read_only() const { return (flags & KVM_MEM_READONLY) != 0; }
+};
+
+// What the descriptor of a KVM_MEM_GUEST_MEMFD slot turned out to be: memory, or why it is none (-EBADF,
+// -EINVAL), to be said after all other mistakes.
+struct PrivateMemory {
+  std::shared_ptr<GuestMemfd> memory;
+  int error = 0;
 };
 
 // A published version of the table. Cheap to copy and to hold; a holder keeps its slots' records (not the
@@ -41,19 +58,24 @@ class SlotSnapshot {
  public:
   struct Node;
   SlotSnapshot() = default;
-  explicit SlotSnapshot(std::shared_ptr<const Node> root) : root_(std::move(root)) {}
+  SlotSnapshot(std::shared_ptr<const Node> root, std::shared_ptr<const PrivatePages> private_pages)
+      : root_(std::move(root)), private_(std::move(private_pages)) {}
 
   // The slot that holds `a`, or null. The pointer is valid while this snapshot lives.
   const MemorySlot* find(GuestPhys a) const;
+  // Whether the guest's accesses are to the slot's private memory (KVM_MEMORY_ATTRIBUTE_PRIVATE).
+  bool is_private(GuestPhys a) const { return private_ && private_->contains(a.frame()); }
 
  private:
   friend class MemorySlots;
   std::shared_ptr<const Node> root_;
+  std::shared_ptr<const PrivatePages> private_; // null: no page is
 };
 
 class MemorySlots {
  public:
-  MemorySlots();
+  // `private_memory`: slots may have it (KVM_X86_SW_PROTECTED_VM), and there is one address space only.
+  explicit MemorySlots(bool private_memory = false);
   ~MemorySlots();
 
   // KVM_SET_USER_MEMORY_REGION: create, move, change flags, or delete (memory_size 0). 0 or -errno as KVM:
@@ -61,8 +83,21 @@ class MemorySlots {
   // for overlap with another slot. Publishes the new version; making vCPUs let go of the old one is the
   // caller's work.
   int set(const kvm_userspace_memory_region& region);
+  // KVM_SET_USER_MEMORY_REGION2. A slot with private memory can only be made and deleted.
+  int set(const UserspaceMemoryRegion2& region, const PrivateMemory& memory);
 
-  SlotSnapshot snapshot() const;
+  bool has_private_memory() const { return private_memory_; }
+  u32 address_spaces() const { return private_memory_ ? 1 : max_address_spaces; }
+  u64 supported_attributes() const { return private_memory_ ? memory_attribute_private : 0; }
+
+  // KVM_SET_MEMORY_ATTRIBUTES: 0 or -EINVAL. Publishes, like set().
+  int set_attributes(const MemoryAttributes& args);
+
+  // What the slots refer to has changed, but not they: whoever looks at the generation looks anew.
+  void touch() { generation_.fetch_add(1, std::memory_order_acq_rel); }
+
+  // The current version of one address space.
+  SlotSnapshot snapshot(u32 address_space = 0) const;
   // Grows with every published change. Relaxed; to notice that a snapshot is old.
   u64 generation() const { return generation_.load(std::memory_order_acquire); }
 
@@ -84,12 +119,18 @@ class MemorySlots {
 
   // Is this an address in the VMM's memory that some slot uses? O(slots); for faults.
   bool backs(const void* host) const;
+  // The guest's address of it, in any address space that has one; false: no slot uses it.
+  bool find_host(const void* host, GuestPhys& out) const;
 
   std::size_t count() const;
 
  private:
   int find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const;
 
+  bool well_formed(const UserspaceMemoryRegion2& r) const;
+  bool valid_number(u32 slot) const;
+
+  const bool private_memory_;
   struct Impl;
   mutable std::mutex lock_;
   std::unique_ptr<Impl> impl_;

@@ -13,6 +13,9 @@ constexpr u32 cap_user_memory2 = 231, cap_memory_fault_info = 232, cap_memory_at
               cap_guest_memfd = 234, cap_vm_types = 235, cap_pre_fault_memory = 236,
               cap_x86_apic_bus_cycles_ns = 237, cap_x86_guest_mode = 238;
 
+// KVM_CREATE_VM's argument, and the bits of KVM_CAP_VM_TYPES.
+constexpr u64 vm_type_default = 0, vm_type_sw_protected = 1;
+
 // api.rst 4.140, KVM_SET_USER_MEMORY_REGION2.
 struct UserspaceMemoryRegion2 {
   u32 slot;
@@ -52,6 +55,12 @@ struct PreFaultMemory {
   u64 padding[5];
 };
 
+// KVM_EXIT_MEMORY_FAULT: lies where kvm_run has its exit's data.
+struct MemoryFault {
+  u64 flags;
+  u64 gpa;
+  u64 size;
+};
 constexpr u32 exit_memory_fault = 39;
 constexpr u64 memory_exit_flag_private = u64{1} << 3;
 

@@ -93,7 +93,7 @@ TEST_F(ClearLog, RangesAsKvm) {
   create(0);
   EXPECT_EQ(clear(0, 64, {1}), -ENOENT) << "not logged";
   create();
-  EXPECT_EQ(clear(0, 64, {1}, 1 << 16), -EINVAL);
+  EXPECT_EQ(clear(0, 64, {1}, 2 << 16), -EINVAL);
   EXPECT_EQ(clear(0, 64, {1}, max_memory_slots), -EINVAL);
   EXPECT_EQ(clear(1, 64, {1}), -EINVAL);
   EXPECT_EQ(clear(1, 64, {1}, 5), -EINVAL) << "before -ENOENT";

@@ -24,7 +24,7 @@ TEST(MemorySlots, RejectsWhatKvmRejects) {
   EXPECT_EQ(slots.set(region(0, ~u64{0xfff}, 0x2000)), -EINVAL);
   EXPECT_EQ(slots.set(region(0, 0, 0x1000, 4)), -EINVAL);
   EXPECT_EQ(slots.set(region(32764, 0, 0x1000)), -EINVAL);
-  EXPECT_EQ(slots.set(region(1 << 16, 0, 0x1000)), -EINVAL);
+  EXPECT_EQ(slots.set(region(2 << 16, 0, 0x1000)), -EINVAL);
   EXPECT_EQ(slots.set(region(0, 0, (u64{1} << 31) * page_size, 0, 0x1000)), -EINVAL);
   EXPECT_EQ(slots.set(region(0, 0, 0x1000, 0, ~u64{0xfff})), -EINVAL);
   EXPECT_EQ(slots.set(region(0, (u64{1} << 52) - 0x1000, 0x2000)), -EINVAL);
@@ -53,12 +53,29 @@ TEST(MemorySlots, LiveSlotChangesOnlyPlaceAndDirtyLogging) {
   EXPECT_EQ(slots.count(), 1u);
 }
 
+TEST(MemorySlots, AddressSpacesAreApart) {
+  MemorySlots slots;
+  constexpr u32 smm = 1 << 16;
+  ASSERT_EQ(slots.set(region(3, 0x10000, 0x4000)), 0);
+  ASSERT_EQ(slots.set(region(smm | 3, 0x12000, 0x4000, 0, host_base + 0x10000)), 0) << "no overlap";
+  EXPECT_EQ(slots.set(region(smm | 4, 0x13000, 0x1000)), -EEXIST);
+  EXPECT_EQ(slots.set(region(smm | 32764, 0x80000, 0x1000)), -EINVAL);
+  EXPECT_EQ(slots.snapshot(0).find(GuestPhys{0x12000})->host, reinterpret_cast<std::byte*>(host_base));
+  const SlotSnapshot second = slots.snapshot(1);
+  EXPECT_EQ(second.find(GuestPhys{0x12000})->host, reinterpret_cast<std::byte*>(host_base + 0x10000));
+  EXPECT_EQ(second.find(GuestPhys{0x12000})->id, smm | 3);
+  EXPECT_EQ(second.find(GuestPhys{0x10000}), nullptr);
+  EXPECT_EQ(slots.set(region(smm | 3, 0, 0)), 0);
+  EXPECT_EQ(slots.snapshot(1).find(GuestPhys{0x12000}), nullptr);
+  EXPECT_NE(slots.snapshot(0).find(GuestPhys{0x12000}), nullptr);
+}
+
 TEST(MemorySlots, DirtyLog) {
   MemorySlots slots;
   bool cleared = false;
   std::vector<u64> out(2);
   EXPECT_EQ(slots.get_dirty_log(0, out, cleared), -ENOENT);
-  EXPECT_EQ(slots.get_dirty_log(1 << 16, out, cleared), -EINVAL);
+  EXPECT_EQ(slots.get_dirty_log(2 << 16, out, cleared), -EINVAL);
   ASSERT_EQ(slots.set(region(0, 0, 100 * page_size)), 0);
   EXPECT_EQ(slots.get_dirty_log(0, out, cleared), -ENOENT);
   ASSERT_EQ(slots.set(region(0, 0, 100 * page_size, KVM_MEM_LOG_DIRTY_PAGES)), 0);
