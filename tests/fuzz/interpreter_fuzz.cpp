@@ -5,6 +5,7 @@
 #include "x86/api/vm_settings.h"
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/cpuid_model.h"
+#include "x86/cpu/smm.h"
 #include "x86/decode/block_cache.h"
 
 #include <algorithm>
@@ -109,6 +110,8 @@ struct Machine {
     kvm_userspace_memory_region region{};
     region.memory_size = ram_size;
     region.userspace_addr = reinterpret_cast<u64>(ram);
+    slots.set(region);
+    region.slot = 1 << 16; // SMM sees the same
     slots.set(region);
     cpu = std::make_unique<Cpu>(slots, watch, platform, exit_word);
     if (const auto model = select_cpu_model("max")) cpu->cpuid.set(cpuid_entries(*model, 0, 1));
@@ -296,6 +299,14 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* data, std::size_t size) {
   c.mode_changed();
   c.debug_registers_changed();
   c.synchronize_code();
+  if ((mode & 0xe0) == 0x40) {
+    // Through SMM and back, with a state that its handler has changed.
+    s.smbase = ram_size - 0x10000;
+    check(enter_smm(c));
+    for (u64 changes = r.next() % 4; changes != 0; --changes)
+      m.ram[ram_size - 0x200 + r.next() % 0x200] = static_cast<u8>(r.next());
+    if (!leave_smm(c)) return 0;
+  }
 
   ticks = 0;
   exit_word.store(0, std::memory_order_relaxed);

@@ -12,27 +12,41 @@ Mmu::Mmu(CpuState& state, const kvm::MemorySlots& slots, kvm::CodeWatch& code_wa
     : state_(state), slots_(slots), code_watch_(code_watch) {
   contexts_[0] = std::make_unique<TlbContext>();
   context_ = contexts_[0].get();
-  snapshot_ = slots_.snapshot();
+  first_space_ = snapshot_ = slots_.snapshot();
 }
 
 void Mmu::reload_slots() {
-  snapshot_ = slots_.snapshot();
+  first_space_ = slots_.snapshot(0);
+  snapshot_ = state_.in_smm ? slots_.snapshot(1) : first_space_;
   last_slot_ = nullptr;
   flush_all();
 }
 
-Backing Mmu::backing(GuestPhys a) {
+Backing Mmu::backing(GuestPhys a, View view) {
+  if (view == View::host) {
+    const kvm::MemorySlot* const slot = first_space_.find(a);
+    if (slot == nullptr) return {};
+    return {slot->host + (a.page() - slot->base), slot};
+  }
   if (last_slot_ == nullptr || !last_slot_->contains(a)) {
     last_slot_ = snapshot_.find(a);
-    if (last_slot_ == nullptr) return {};
   }
+  if (snapshot_.is_private(a)) [[unlikely]]
+    return private_backing(last_slot_, a);
+  if (last_slot_ == nullptr) return {};
   return {last_slot_->host + (a.page() - last_slot_->base), last_slot_};
 }
 
-bool Mmu::read_phys(GuestPhys a, void* out, u64 size) {
+Backing Mmu::private_backing(const kvm::MemorySlot* slot, GuestPhys a) {
+  if (slot == nullptr || !slot->private_memory || slot->private_memory->closed())
+    return {.unreachable = true};
+  return {slot->private_memory->host() + slot->private_offset + (a.page() - slot->base), slot};
+}
+
+bool Mmu::read_phys(GuestPhys a, void* out, u64 size, View view) {
   auto* dst = static_cast<std::byte*>(out);
   while (size > 0) {
-    const Backing b = backing(a);
+    const Backing b = backing(a, view);
     if (b.host == nullptr) return false;
     const u64 n = std::min(size, page_size - a.page_offset());
     for (u64 i = 0; i < n; ++i) dst[i] = guest_load<std::byte>(b.host + a.page_offset() + i);
@@ -43,10 +57,10 @@ bool Mmu::read_phys(GuestPhys a, void* out, u64 size) {
   return true;
 }
 
-bool Mmu::write_phys(GuestPhys a, const void* in, u64 size) {
+bool Mmu::write_phys(GuestPhys a, const void* in, u64 size, View view) {
   const auto* src = static_cast<const std::byte*>(in);
   while (size > 0) {
-    const Backing b = backing(a);
+    const Backing b = backing(a, view);
     if (b.host == nullptr || b.slot->read_only()) return false;
     const u64 n = std::min(size, page_size - a.page_offset());
     for (u64 i = 0; i < n; ++i) guest_store<std::byte>(b.host + a.page_offset() + i, src[i]);

@@ -13,6 +13,8 @@
 
 #include <array>
 #include <memory>
+#include <optional>
+#include <utility>
 
 namespace ring3::x86 {
 
@@ -32,6 +34,7 @@ struct Translation {
 struct Backing {
   std::byte* host = nullptr; // first byte of the page; null: no memory there (MMIO)
   const kvm::MemorySlot* slot = nullptr;
+  bool unreachable = false; // a private page without private memory: for user space to put right
 };
 
 class Mmu {
@@ -47,7 +50,10 @@ class Mmu {
   // Walks the page tables for one access and sets accessed and dirty bits; false: `fault` is a #PF. `user`
   // says that the access counts as a user-mode one, `implicit` that it is a supervisor access whatever the
   // CPL, to which SMAP applies regardless of EFLAGS.AC. The address is canonical.
+  // Also false: a paging structure is unreachable (lost_page()), and `fault` is unchanged.
   bool walk(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
+  // Where the last walk() met an unreachable page. Asking forgets it.
+  std::optional<GuestPhys> lost_page() { return std::exchange(lost_page_, std::nullopt); }
 
   // Puts the page in the TLB table of `mode` as far as the fast path may use it.
   // A fetch vouches for fetches only, and a data access for data accesses: their rights differ.
@@ -56,8 +62,11 @@ class Mmu {
   // Where a linear address leads, for a debugger: no rights are checked and nothing is set. False: nowhere.
   bool probe(GuestVirt va, GuestPhys& out);
 
+  // Whose accesses: the guest's, as it sees memory now; or the hypervisor's own for the guest, which are to
+  // the first address space, so that nobody can have it write into SMRAM, and to what is shared with the VMM.
+  enum class View : u8 { guest, host };
   // Host memory behind a guest-physical page.
-  Backing backing(GuestPhys a);
+  Backing backing(GuestPhys a, View view = View::guest);
   // The page is or will be written (kvm/dirty_log.h says when which): enters it in the log of its slot.
   void mark_dirty(const Backing& b, GuestPhys a) {
     if (!b.slot->dirty) return;
@@ -79,7 +88,8 @@ class Mmu {
   void select_context(u16 pcid);        // MOV CR3 with PCIDs
   void protect_host_page(const std::byte* host_page);
   void protect_all();
-  // Takes the newest memory-slot table and forgets what was derived from the old one.
+  // Takes the newest memory-slot table of the address space that the mode selects (state.in_smm: the second),
+  // and forgets what was derived from the old one.
   void reload_slots();
 
   // Loads the four PDPTEs of PAE paging from CR3; false: a reserved bit is set (#GP).
@@ -91,10 +101,11 @@ class Mmu {
   kvm::CodeWatch& code_watch() { return code_watch_; }
 
   // Reads and writes guest-physical memory as the walker does; false where there is no memory.
-  bool read_phys(GuestPhys a, void* out, u64 size);
-  bool write_phys(GuestPhys a, const void* in, u64 size);
+  bool read_phys(GuestPhys a, void* out, u64 size, View view = View::guest);
+  bool write_phys(GuestPhys a, const void* in, u64 size, View view = View::guest);
 
  private:
+  static Backing private_backing(const kvm::MemorySlot* slot, GuestPhys a);
   template <class Entry> bool read_entry(u64 pa, Entry& out, std::byte*& host);
   template <class Entry> bool update_entry(u64 pa, std::byte* host, Entry& entry, Entry bits_to_set);
   bool walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
@@ -105,8 +116,10 @@ class Mmu {
   const kvm::MemorySlots& slots_;
   kvm::CodeWatch& code_watch_;
   kvm::DirtyRing* dirty_ring_ = nullptr;
-  kvm::SlotSnapshot snapshot_;
+  kvm::SlotSnapshot first_space_;
+  kvm::SlotSnapshot snapshot_; // of the space that the mode selects
   const kvm::MemorySlot* last_slot_ = nullptr;
+  std::optional<GuestPhys> lost_page_;
   unsigned max_phys_bits_ = 46;
   bool gbpages_ = true;
 

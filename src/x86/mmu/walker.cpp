@@ -26,9 +26,14 @@ bool Mmu::fail(GuestVirt va, Access access, bool user, u32 code, Fault& fault) c
   return false;
 }
 
+// False: the page cannot be reached, see lost_page().
 template <class Entry> bool Mmu::read_entry(u64 pa, Entry& out, std::byte*& host) {
   const GuestPhys a{pa};
   const Backing b = backing(a);
+  if (b.unreachable) {
+    lost_page_ = a.page();
+    return false;
+  }
   if (b.host == nullptr) {
     // Nothing answers there: the bus reads as all ones.
     host = nullptr;
@@ -46,7 +51,7 @@ template <class Entry> bool Mmu::update_entry(u64 pa, std::byte* host, Entry& en
   if ((entry & bits_to_set) == bits_to_set) return true;
   if (host == nullptr) return true;
   const Backing b = backing(GuestPhys{pa});
-  if (b.slot->read_only()) return true;
+  if (b.slot == nullptr || b.slot->read_only()) return true; // private memory may be closed at any time
   Entry expected = entry;
   const Entry desired = static_cast<Entry>(entry | bits_to_set);
   if (!guest_cmpxchg<Entry>(host, expected, desired)) return false;
@@ -84,7 +89,7 @@ bool Mmu::walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Tran
     u32 pde;
     std::byte* pde_host;
     const u64 pde_pa = (state_.cr3 & 0xfffff000) + field(va.value, 31, 22) * 4;
-    read_entry(pde_pa, pde, pde_host);
+    if (!read_entry(pde_pa, pde, pde_host)) return false;
     if ((pde & pte::present) == 0) return fail(va, access, user, 0, fault);
     const bool large = (pde & pte::large) != 0 && (state_.cr4 & cr4::pse) != 0;
     u32 leaf = pde;
@@ -99,7 +104,7 @@ bool Mmu::walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Tran
       if ((pde & reserved) != 0) return fail(va, access, user, pf::present | pf::reserved, fault);
     } else {
       leaf_pa = (pde & 0xfffff000) + field(va.value, 21, 12) * 4;
-      read_entry(leaf_pa, leaf, leaf_host);
+      if (!read_entry(leaf_pa, leaf, leaf_host)) return false;
       if ((leaf & pte::present) == 0) {
         return fail(va, access, user, 0, fault);
       }
@@ -175,7 +180,7 @@ bool Mmu::walk_long(GuestVirt va, Access access, bool user, bool implicit, Trans
     for (;; --level) {
       const unsigned shift = 12 + 9 * static_cast<unsigned>(level - 1);
       entry_pa = table + field(va.value, shift + 8, shift) * 8;
-      read_entry(entry_pa, entry, entry_host);
+      if (!read_entry(entry_pa, entry, entry_host)) return false;
       if ((entry & pte::present) == 0) return fail(va, access, user, 0, fault);
       u64 reserved = always_reserved | pae_reserved;
       if (level >= 4 || (level == 3 && !gbpages_)) reserved |= pte::large;

@@ -63,7 +63,7 @@ s64 pair_clocks(const HypercallContext& c, u64 address, u64 clock_type) {
   pairing.sec = static_cast<s64>(now.wall_ns / second);
   pairing.nsec = static_cast<s64>(now.wall_ns % second);
   pairing.tsc = c.tsc.tsc_at(now.tsc);
-  return c.mmu.write_phys(GuestPhys{address}, &pairing, sizeof pairing) ? 0 : -KVM_EFAULT;
+  return c.mmu.write_phys(GuestPhys{address}, &pairing, sizeof pairing, Mmu::View::host) ? 0 : -KVM_EFAULT;
 }
 
 // KVM_HC_MAP_GPA_RANGE means something to user space only. Nothing: it is asked.

@@ -140,15 +140,15 @@ bool KvmClock::same_frequency(u64 tsc_khz, bool& disagrees) {
 void write_wall_clock(Mmu& mmu, const KvmClock& clock, GuestPhys at) {
   if (at.value == 0) return;
   u32 version = 0;
-  if (!mmu.read_phys(at, &version, sizeof version)) return;
+  if (!mmu.read_phys(at, &version, sizeof version, Mmu::View::host)) return;
   version = (version + 1) | 1; // whatever was there, odd
-  if (!mmu.write_phys(at, &version, sizeof version)) return;
+  if (!mmu.write_phys(at, &version, sizeof version, Mmu::View::host)) return;
   const u64 epoch = clock.epoch_ns();
   const WallClock w{
       .version = version, .sec = static_cast<u32>(epoch / second), .nsec = static_cast<u32>(epoch % second)};
-  if (!mmu.write_phys(at, &w, sizeof w)) return;
+  if (!mmu.write_phys(at, &w, sizeof w, Mmu::View::host)) return;
   ++version;
-  mmu.write_phys(at, &version, sizeof version);
+  mmu.write_phys(at, &version, sizeof version, Mmu::View::host);
 }
 
 int VcpuClock::notify_paused() {

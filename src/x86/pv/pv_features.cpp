@@ -48,14 +48,26 @@ std::vector<kvm_cpuid_entry2> kvm_cpuid_leaves() {
   return {name, features};
 }
 
-u32 kvm_features_in(std::span<const kvm_cpuid_entry2> entries) {
+namespace {
+const kvm_cpuid_entry2* features_leaf(std::span<const kvm_cpuid_entry2> entries) {
   for (u32 base = KVM_CPUID_SIGNATURE; base <= last_base; base += base_step) {
     const kvm_cpuid_entry2* name = find(entries, base);
     if (name == nullptr || !has_signature(*name)) continue;
-    const kvm_cpuid_entry2* features = find(entries, base | KVM_CPUID_FEATURES);
-    return features == nullptr ? 0 : features->eax;
+    return find(entries, base | KVM_CPUID_FEATURES);
   }
-  return 0;
+  return nullptr;
+}
+} // namespace
+
+u32 kvm_features_in(std::span<const kvm_cpuid_entry2> entries) {
+  const kvm_cpuid_entry2* features = features_leaf(entries);
+  return features == nullptr ? 0 : features->eax;
+}
+
+void withhold_unhalt(std::span<kvm_cpuid_entry2> entries) {
+  const kvm_cpuid_entry2* features = features_leaf(entries);
+  if (features != nullptr)
+    entries[static_cast<std::size_t>(features - entries.data())].eax &= ~(1u << KVM_FEATURE_PV_UNHALT);
 }
 
 } // namespace ring3::x86

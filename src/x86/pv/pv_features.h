@@ -32,4 +32,7 @@ class PvFeatures {
   bool enforced_ = false;
 };
 
+// Takes KVM_FEATURE_PV_UNHALT out of the leaf that kvm_features_in() finds.
+void withhold_unhalt(std::span<kvm_cpuid_entry2> entries);
+
 } // namespace ring3::x86

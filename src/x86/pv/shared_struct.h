@@ -16,7 +16,7 @@ class SharedStruct {
  public:
   SharedStruct(Mmu& mmu, GuestPhys at, u64 size) : mmu_(mmu), at_(at), size_(size) {
     if (at.page_offset() + size > page_size) return;
-    const Backing b = mmu.backing(at);
+    const Backing b = mmu.backing(at, Mmu::View::host);
     if (b.host == nullptr || b.slot->read_only()) return;
     backing_ = b;
   }

@@ -74,27 +74,32 @@ TEST_F(PvFeaturesGuest, AllMsrsAreThereUnlessCpuidIsObeyed) {
   }
 }
 
-TEST_F(PvFeaturesGuest, EachMsrHasItsFeature) {
+struct FeatureMsrs {
+  unsigned feature;
+  std::vector<u32> msrs;
+};
+class PvFeature : public PvFeaturesGuest, public testing::WithParamInterface<FeatureMsrs> {};
+
+TEST_P(PvFeature, HasItsMsrs) {
+  const auto& [feature, msrs] = GetParam();
   start(1, true);
   vcpu_[0]->enforce_pv_cpuid(true);
-  const std::array<std::pair<unsigned, std::vector<u32>>, 7> pairs{{
-      {KVM_FEATURE_CLOCKSOURCE, {MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME}},
-      {KVM_FEATURE_CLOCKSOURCE2, {MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW}},
-      {KVM_FEATURE_ASYNC_PF, {MSR_KVM_ASYNC_PF_EN}},
-      {KVM_FEATURE_STEAL_TIME, {MSR_KVM_STEAL_TIME}},
-      {KVM_FEATURE_PV_EOI, {MSR_KVM_PV_EOI_EN}},
-      {KVM_FEATURE_POLL_CONTROL, {MSR_KVM_POLL_CONTROL}},
-      {KVM_FEATURE_ASYNC_PF_INT, {MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK}},
-  }};
-  for (const auto& [feature, msrs] : pairs) {
-    set_features(1u << feature);
-    for (const u32 msr : all_msrs) {
-      const bool there = std::find(msrs.begin(), msrs.end(), msr) != msrs.end();
-      EXPECT_EQ(run(Code().rdmsr(msr).exit()), there ? u32{KVM_EXIT_IO} : u32{KVM_EXIT_SHUTDOWN})
-          << std::hex << msr;
-    }
+  set_features(1u << feature);
+  for (const u32 msr : all_msrs) {
+    const bool there = std::find(msrs.begin(), msrs.end(), msr) != msrs.end();
+    EXPECT_EQ(run(Code().rdmsr(msr).exit()), there ? u32{KVM_EXIT_IO} : u32{KVM_EXIT_SHUTDOWN})
+        << std::hex << msr;
   }
 }
+INSTANTIATE_TEST_SUITE_P(
+    Each, PvFeature,
+    testing::Values(FeatureMsrs{KVM_FEATURE_CLOCKSOURCE, {MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME}},
+                    FeatureMsrs{KVM_FEATURE_CLOCKSOURCE2, {MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW}},
+                    FeatureMsrs{KVM_FEATURE_ASYNC_PF, {MSR_KVM_ASYNC_PF_EN}},
+                    FeatureMsrs{KVM_FEATURE_STEAL_TIME, {MSR_KVM_STEAL_TIME}},
+                    FeatureMsrs{KVM_FEATURE_PV_EOI, {MSR_KVM_PV_EOI_EN}},
+                    FeatureMsrs{KVM_FEATURE_POLL_CONTROL, {MSR_KVM_POLL_CONTROL}},
+                    FeatureMsrs{KVM_FEATURE_ASYNC_PF_INT, {MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK}}));
 
 TEST_F(PvFeaturesGuest, MsrsAreListedForMigrationAndKeepTheirValues) {
   start(1, true);
