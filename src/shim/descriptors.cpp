@@ -21,9 +21,13 @@ namespace {
 // Incremented in the child of each fork.
 std::atomic<unsigned> process_generation{0};
 
+// Was there ever a sealed one? Most programs read and write without such a thing.
+std::atomic<bool> any_sealed{false};
+
 // One entry of the table. The flag is held for the time of a pointer's copy.
 struct Slot {
   std::atomic_flag busy;
+  std::atomic<bool> sealed{false};
   std::shared_ptr<Object> object;
 
   void lock() {
@@ -99,6 +103,9 @@ void put(int fd, std::shared_ptr<Object> object) {
   Slot* s = object ? t.make(static_cast<unsigned>(fd)) : t.find(static_cast<unsigned>(fd));
   if (s == nullptr) return;
   s->lock();
+  const bool sealed = object && object->sealed();
+  s->sealed.store(sealed, std::memory_order_release);
+  if (sealed) any_sealed.store(true, std::memory_order_release);
   old = std::exchange(s->object, std::move(object));
   s->unlock();
   // `old` goes after both locks: its end may be long.
@@ -109,6 +116,15 @@ void put(int fd, std::shared_ptr<Object> object) {
 Object::Object() : process_(process_generation.load()) {}
 bool Object::ours() const { return process_ == process_generation.load(std::memory_order_relaxed); }
 int Object::check_map(u64, u64, int, int) const { return 0; }
+int Object::fallocate(int fd, int mode, s64 offset, s64 length) {
+  return real::fallocate(fd, mode, offset, length) == 0 ? 0 : -errno;
+}
+
+bool is_sealed(int fd) {
+  if (fd < 0 || !any_sealed.load(std::memory_order_acquire)) return false;
+  const Slot* const s = table().find(static_cast<unsigned>(fd));
+  return s != nullptr && s->sealed.load(std::memory_order_acquire);
+}
 
 int adopt_descriptor(int fd, std::shared_ptr<Object> object) {
   u64 id = 0;

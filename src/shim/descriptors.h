@@ -26,6 +26,12 @@ class Object {
   // May the file be mapped like this (mmap's arguments)? 0 or -errno. By default yes.
   virtual int check_map(u64 offset, u64 size, int protection, int flags) const;
 
+  // fallocate(): 0 or -errno. `fd`: the descriptor it was called with.
+  virtual int fallocate(int fd, int mode, s64 offset, s64 length);
+
+  // May the file neither be read nor written nor sized, although it is a memory file? By default it may.
+  virtual bool sealed() const { return false; }
+
   // Was it made by this process, and not by the parent before a fork? KVM's objects belong to the memory
   // they were made in.
   bool ours() const;
@@ -42,6 +48,10 @@ int adopt_descriptor(int fd, std::shared_ptr<Object> object);
 
 // Null: not one of ours.
 std::shared_ptr<Object> find_object(int fd);
+
+// Does this descriptor stand for something sealed()? Async-signal-safe, no locks, no system calls; does not
+// know copies that came by a way we do not watch.
+bool is_sealed(int fd);
 
 // After close(fd), and before dup2() and the like replace it.
 void forget_descriptor(int fd);

@@ -250,6 +250,73 @@ RING3_EXPORT void* mmap64(void* address, size_t size, int protection, int flags,
   return map(address, size, protection, flags, fd, offset);
 }
 
+// --- the contents of guest_memfd, which are not the VMM's ---
+// The errors are those of a file without these operations.
+
+namespace {
+// Signal handlers use these, and must not be the first to look them up.
+[[gnu::constructor]] void look_up_file_calls() {
+  real::read.get();
+  real::write.get();
+  real::pread.get();
+  real::pwrite.get();
+  real::readv.get();
+  real::writev.get();
+  real::lseek.get();
+  real::ftruncate.get();
+}
+} // namespace
+
+RING3_EXPORT ssize_t read(int fd, void* data, size_t size) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::read(fd, data, size);
+}
+RING3_EXPORT ssize_t write(int fd, const void* data, size_t size) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::write(fd, data, size);
+}
+RING3_EXPORT ssize_t pread(int fd, void* data, size_t size, off_t offset) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::pread(fd, data, size, offset);
+}
+RING3_EXPORT ssize_t pread64(int fd, void* data, size_t size, off64_t offset) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::pread(fd, data, size, offset);
+}
+RING3_EXPORT ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::pwrite(fd, data, size, offset);
+}
+RING3_EXPORT ssize_t pwrite64(int fd, const void* data, size_t size, off64_t offset) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::pwrite(fd, data, size, offset);
+}
+RING3_EXPORT ssize_t readv(int fd, const struct iovec* parts, int count) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::readv(fd, parts, count);
+}
+RING3_EXPORT ssize_t writev(int fd, const struct iovec* parts, int count) {
+  return is_sealed(fd) ? answer(-EINVAL) : real::writev(fd, parts, count);
+}
+RING3_EXPORT int ftruncate(int fd, off_t size) noexcept {
+  return is_sealed(fd) ? answer(-EINVAL) : real::ftruncate(fd, size);
+}
+RING3_EXPORT int ftruncate64(int fd, off64_t size) noexcept {
+  return is_sealed(fd) ? answer(-EINVAL) : real::ftruncate(fd, size);
+}
+RING3_EXPORT off_t lseek(int fd, off_t offset, int whence) noexcept {
+  return is_sealed(fd) ? answer(-ESPIPE) : real::lseek(fd, offset, whence);
+}
+RING3_EXPORT off64_t lseek64(int fd, off64_t offset, int whence) noexcept {
+  return is_sealed(fd) ? answer(-ESPIPE) : real::lseek(fd, offset, whence);
+}
+
+namespace {
+int allocate(int fd, int mode, off_t offset, off_t length) {
+  if (const auto object = find_object(fd)) return answer(object->fallocate(fd, mode, offset, length));
+  return real::fallocate(fd, mode, offset, length);
+}
+} // namespace
+RING3_EXPORT int fallocate(int fd, int mode, off_t offset, off_t length) {
+  return allocate(fd, mode, offset, length);
+}
+RING3_EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length) {
+  return allocate(fd, mode, offset, length);
+}
+
 // --- signals ---
 
 RING3_EXPORT int sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept {

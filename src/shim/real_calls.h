@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 namespace ring3::shim {
 
@@ -40,6 +41,15 @@ inline constinit RealCall<int(int, int, int)> dup3{"dup3"};
 inline constinit RealCall<int(int, int, ...)> fcntl{"fcntl"};
 inline constinit RealCall<int(int, unsigned long, ...)> ioctl{"ioctl"};
 inline constinit RealCall<void*(void*, size_t, int, int, int, off_t)> mmap{"mmap"};
+inline constinit RealCall<int(int, int, off_t, off_t)> fallocate{"fallocate"};
+inline constinit RealCall<int(int, off_t)> ftruncate{"ftruncate"};
+inline constinit RealCall<off_t(int, off_t, int)> lseek{"lseek"};
+inline constinit RealCall<ssize_t(int, void*, size_t)> read{"read"};
+inline constinit RealCall<ssize_t(int, const void*, size_t)> write{"write"};
+inline constinit RealCall<ssize_t(int, void*, size_t, off_t)> pread{"pread"};
+inline constinit RealCall<ssize_t(int, const void*, size_t, off_t)> pwrite{"pwrite"};
+inline constinit RealCall<ssize_t(int, const struct iovec*, int)> readv{"readv"};
+inline constinit RealCall<ssize_t(int, const struct iovec*, int)> writev{"writev"};
 inline constinit RealCall<int(const char*, int)> access{"access"};
 inline constinit RealCall<int(int, const char*, int, int)> faccessat{"faccessat"};
 inline constinit RealCall<int(const char*, struct stat*)> stat{"stat"};

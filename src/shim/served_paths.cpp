@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cpuid.h>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -23,8 +24,8 @@ constexpr unsigned kvm_major = 10, kvm_minor = 232; // Documentation/admin-guide
 struct Parameter {
   std::string_view module, name, value;
 };
-// What is true of ours: two-dimensional paging is not built into the CPU that guests see, but guests of
-// guests and real-mode guests need nothing of it.
+// What is true of ours. A guest's page tables are walked as they are, so its own MAXPHYADDR holds exactly and
+// there is no second dimension that could have another: KVM has that without EPT and NPT only.
 constexpr Parameter parameters[] = {
     {"kvm", "ignore_msrs", "N\n"},
     {"kvm", "enable_pmu", "N\n"},
@@ -32,12 +33,13 @@ constexpr Parameter parameters[] = {
     {"kvm", "force_emulation_prefix", "0\n"},
     {"kvm", "nx_huge_pages", "N\n"},
     {"kvm", "tdp_mmu", "N\n"},
-    {"kvm_intel", "ept", "Y\n"},
+    {"kvm", "eager_page_split", "N\n"}, // no large mappings to split
+    {"kvm_intel", "ept", "N\n"},
     {"kvm_intel", "unrestricted_guest", "Y\n"},
     {"kvm_intel", "nested", "N\n"},
     {"kvm_intel", "allow_smaller_maxphyaddr", "Y\n"},
     {"kvm_intel", "enable_apicv", "N\n"},
-    {"kvm_amd", "npt", "1\n"},
+    {"kvm_amd", "npt", "N\n"},
     {"kvm_amd", "nested", "0\n"},
     {"kvm_amd", "avic", "N\n"},
     {"kvm_amd", "sev", "N\n"},
@@ -49,18 +51,33 @@ bool amd() {
   return zero != cpuid.end() && std::memcmp(&zero->ebx, "Auth", 4) == 0;
 }
 
+bool host_is_amd() {
+  unsigned a, b = 0, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) != 0 && std::memcmp(&b, "Auth", 4) == 0;
+}
+
+// A parameter of KVM's modules, ours or not.
+bool is_parameter(std::string_view path, std::string_view& module, std::string_view& name) {
+  constexpr std::string_view root = "/sys/module/", folder = "/parameters/";
+  if (!path.starts_with(root)) return false;
+  path.remove_prefix(root.size());
+  module = path.substr(0, path.find('/'));
+  if (!path.substr(module.size()).starts_with(folder)) return false;
+  name = path.substr(module.size() + folder.size());
+  return module == "kvm" || module == "kvm_intel" || module == "kvm_amd";
+}
+
 } // namespace
 
 bool is_kvm_device(std::string_view path) { return path == "/dev/kvm"; }
 
 std::optional<std::string> module_parameter(std::string_view path) {
-  constexpr std::string_view root = "/sys/module/";
-  if (!path.starts_with(root)) return std::nullopt;
-  path.remove_prefix(root.size());
-  const std::string_view module = path.substr(0, path.find('/'));
-  if (!path.substr(module.size()).starts_with("/parameters/")) return std::nullopt;
-  if (module == (amd() ? "kvm_intel" : "kvm_amd")) return std::nullopt;
-  const std::string_view name = path.substr(module.size() + std::strlen("/parameters/"));
+  std::string_view module;
+  std::string_view name;
+  if (!is_parameter(path, module, name)) return std::nullopt;
+  // A program looks for the module of the vendor that it offers to guests, or that its own CPUID shows.
+  if (module == "kvm_intel" && amd() && host_is_amd()) return std::nullopt;
+  if (module == "kvm_amd" && !amd() && !host_is_amd()) return std::nullopt;
   for (const Parameter& p : parameters) {
     if (p.module == module && p.name == name) return std::string(p.value);
   }
@@ -90,6 +107,10 @@ std::optional<int> open_served(std::string_view path, int flags) {
     return fd;
   }
   const auto value = module_parameter(path);
+  std::string_view module;
+  std::string_view name;
+  // What the host's own KVM says is not about us.
+  if (!value && is_parameter(path, module, name)) return -ENOENT;
   if (!value) return std::nullopt;
   if ((flags & O_ACCMODE) != O_RDONLY) return -EACCES;
   const int fd = memfd_create("kvm-parameter", (flags & O_CLOEXEC) != 0 ? MFD_CLOEXEC : 0);

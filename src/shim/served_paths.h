@@ -13,7 +13,7 @@ namespace ring3::shim {
 bool is_kvm_device(std::string_view path);
 
 // The contents of /sys/module/kvm*/parameters/NAME as KVM would have them for the CPU that is offered;
-// nothing for any other path.
+// nothing for any other path. open_served() finds no file for a parameter of KVM's that is not among them.
 std::optional<std::string> module_parameter(std::string_view path);
 
 // stat() of a path we serve; false: not ours.

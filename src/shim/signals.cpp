@@ -87,6 +87,7 @@ struct Stay {
   volatile std::sig_atomic_t owns_vcpu;
   x86::Vcpu* vcpu;
   sigjmp_buf recovery;
+  const void* volatile lost; // what was missing
   static constexpr unsigned max_deferred = signal_count;
   volatile unsigned deferred;
   siginfo_t info[max_deferred];
@@ -183,6 +184,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
       return;
     }
     if (number != SIGFPE && stay.owns_vcpu != 0 && stay.vcpu->is_guest_memory(info->si_addr)) {
+      stay.lost = info->si_addr;
       siglongjmp(stay.recovery, 1);
     }
   }
@@ -327,7 +329,7 @@ int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (
     // guest's instruction had it.
     asm volatile("fninit");
     _mm_setcsr(0x1f80);
-    vcpu.guest_memory_lost();
+    vcpu.guest_memory_lost(s.lost);
     result = -EFAULT;
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);

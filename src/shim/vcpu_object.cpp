@@ -2,6 +2,7 @@
 #include "shim/vcpu_object.h"
 
 #include "kvm/run_pages.h"
+#include "kvm/uapi_6_12.h"
 #include "shim/ioctl_lists.h"
 #include "shim/ioctl_numbers.h"
 #include "shim/signals.h"
@@ -42,13 +43,15 @@ int VcpuObject::check_map(u64 offset, u64 size, int protection, int flags) const
 }
 
 long VcpuObject::run() {
-  return stay_in_guest(
+  const int result = stay_in_guest(
       *vcpu_, lock_, signal_mask_ ? &*signal_mask_ : nullptr,
       [](void* vcpu) { return static_cast<x86::Vcpu*>(vcpu)->run(); }, vcpu_);
+  if (result == -EFAULT) vcpu_->report_lost_memory();
+  return result;
 }
 
 long VcpuObject::ioctl(unsigned long request, unsigned long argument) {
-  if (!ours()) return -EIO;
+  if (!ours() || vm_->vm().dead()) return -EIO;
   if (request == KVM_RUN) {
     if (argument != 0) return -EINVAL;
     return run();
@@ -141,6 +144,12 @@ long VcpuObject::state_ioctl(unsigned long request, unsigned long argument) {
     return result < 0 ? result : v.set_cpuid(entries);
   }
   case request::get_cpuid2: return put_cpuid_list(argument, v.cpuid_entries());
+  case kvm::request::pre_fault_memory: {
+    kvm::PreFaultMemory range;
+    if (!get_user(range, argument)) return -EFAULT;
+    const int result = v.pre_fault_memory(range);
+    return put_user(argument, range) ? result : -EFAULT;
+  }
   default: return control_ioctl(request, argument);
   }
 }
@@ -151,6 +160,7 @@ long VcpuObject::control_ioctl(unsigned long request, unsigned long argument) {
   case request::set_signal_mask: return set_signal_mask(argument);
   case KVM_INTERRUPT: return read_one<kvm_interrupt>(argument, [&](auto& x) { return v.interrupt(x.irq); });
   case KVM_NMI: return v.nmi();
+  case KVM_SMI: return v.smi();
   case KVM_TPR_ACCESS_REPORTING:
     return read_one<kvm_tpr_access_ctl>(argument, [&](auto& x) -> long {
       const int result = v.tpr_access_reporting(x);

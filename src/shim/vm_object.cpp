@@ -3,6 +3,7 @@
 
 #include "kvm/run_pages.h"
 #include "kvm/uapi_6_12.h"
+#include "shim/guest_memfd_object.h"
 #include "shim/ioctl_lists.h"
 #include "shim/ioctl_numbers.h"
 #include "shim/real_calls.h"
@@ -18,7 +19,8 @@
 
 namespace ring3::shim {
 
-VmObject::VmObject() : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>())) {}
+VmObject::VmObject(unsigned long type)
+    : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>(), type)) {}
 
 VmObject::~VmObject() {
   // In the child of a fork the threads that serve this VM are not there to be joined.
@@ -26,9 +28,9 @@ VmObject::~VmObject() {
 }
 
 long VmObject::create(unsigned long type) {
-  if (type != 0) return -EINVAL;
+  if (type >= 32 || (x86::Vm::supported_types >> type & 1) == 0) return -EINVAL;
   install_fault_handlers();
-  return add_descriptor("kvm-vm", 0, std::make_shared<VmObject>());
+  return add_descriptor("kvm-vm", 0, std::make_shared<VmObject>(type));
 }
 
 long VmObject::create_vcpu(unsigned long id) {
@@ -64,7 +66,7 @@ long VmObject::clear_dirty_log(unsigned long argument) {
   kvm_clear_dirty_log log;
   if (!get_user(log, argument)) return -EFAULT;
   const std::size_t most = vm_->dirty_words(log.slot);
-  if (most == 0) return -ENOENT;
+  if (most == 0) return vm_->clear_dirty_log(log, {}); // which says why
   const std::size_t words = (std::size_t{log.num_pages} + 63) / 64;
   if (words > most) return -EINVAL;
   std::vector<u64> bitmap(words);
@@ -81,7 +83,18 @@ long VmObject::memory_ioctl(unsigned long request, unsigned long argument) {
   }
   case kvm::request::set_user_memory_region2: {
     kvm::UserspaceMemoryRegion2 region;
-    return get_user(region, argument) ? vm_->set_user_memory_region(region) : -EFAULT;
+    if (!get_user(region, argument)) return -EFAULT;
+    const bool is_private = (region.flags & kvm::mem_guest_memfd) != 0;
+    return vm_->set_user_memory_region(region, is_private ? find_guest_memfd(region.guest_memfd)
+                                                          : kvm::PrivateMemory{});
+  }
+  case kvm::request::set_memory_attributes: {
+    kvm::MemoryAttributes attributes;
+    return get_user(attributes, argument) ? vm_->set_memory_attributes(attributes) : -EFAULT;
+  }
+  case kvm::request::create_guest_memfd: {
+    kvm::CreateGuestMemfd args;
+    return get_user(args, argument) ? GuestMemfdObject::create(shared_from_this(), args) : -EFAULT;
   }
   case KVM_GET_DIRTY_LOG: return get_dirty_log(argument);
   case KVM_CLEAR_DIRTY_LOG: return clear_dirty_log(argument);
@@ -182,7 +195,7 @@ long VmObject::event_ioctl(unsigned long request, unsigned long argument) {
 }
 
 long VmObject::ioctl(unsigned long request, unsigned long argument) {
-  if (!ours()) return -EIO;
+  if (!ours() || vm_->dead()) return -EIO;
   switch (request) {
   case KVM_CHECK_EXTENSION: return x86::check_extension(static_cast<u32>(argument), vm_.get());
   case KVM_CREATE_VCPU: return create_vcpu(argument);

@@ -9,7 +9,8 @@ namespace ring3::shim {
 
 class VmObject final : public Object, public std::enable_shared_from_this<VmObject> {
  public:
-  VmObject();
+  // KVM_X86_*_VM, one that is supported.
+  explicit VmObject(unsigned long type = kvm::vm_type_default);
   ~VmObject() override;
 
   // KVM_CREATE_VM: a descriptor or -errno.

@@ -15,7 +15,7 @@
 
 namespace ring3::x86 {
 
-int check_extension(u32 capability, const Vm*) {
+int check_extension(u32 capability, const Vm* vm) {
   switch (capability) {
   case KVM_CAP_IRQCHIP:
   case KVM_CAP_HLT:
@@ -44,6 +44,10 @@ int check_extension(u32 capability, const Vm*) {
   case KVM_CAP_GET_MSR_FEATURES:
   case KVM_CAP_TSC_DEADLINE_TIMER:
   case KVM_CAP_SREGS2:
+  case KVM_CAP_X86_SMM:
+  case KVM_CAP_MSR_PLATFORM_INFO:
+  case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
+  case KVM_CAP_SMALLER_MAXPHYADDR:
   case KVM_CAP_IRQFD:
   case KVM_CAP_IRQFD_RESAMPLE:
   case KVM_CAP_IOEVENTFD:
@@ -63,10 +67,22 @@ int check_extension(u32 capability, const Vm*) {
   case KVM_CAP_VM_TSC_CONTROL:
   case KVM_CAP_ENABLE_CAP:
   case kvm::cap_user_memory2:
+  case kvm::cap_memory_fault_info:
+  case kvm::cap_pre_fault_memory:
   case KVM_CAP_CHECK_EXTENSION_VM:
   case KVM_CAP_ENABLE_CAP_VM: return 1;
   case KVM_CAP_NR_VCPUS:
     return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, Vm::max_vcpus));
+  case KVM_CAP_MULTI_ADDRESS_SPACE:
+    return static_cast<int>(vm != nullptr ? vm->slots().address_spaces() : kvm::max_address_spaces);
+  case KVM_CAP_X86_DISABLE_EXITS: return static_cast<int>(Vm::supported_disable_exits);
+  case kvm::cap_x86_apic_bus_cycles_ns: return static_cast<int>(ApicTimer::default_bus_cycle_ns);
+  case kvm::cap_vm_types: return Vm::supported_types;
+  case kvm::cap_guest_memfd: return vm == nullptr || vm->slots().has_private_memory() ? 1 : 0;
+  case kvm::cap_memory_attributes:
+    return static_cast<int>(vm != nullptr ? vm->slots().supported_attributes()
+                                          : kvm::memory_attribute_private);
+  case KVM_CAP_EXIT_HYPERCALL: return static_cast<int>(Vm::supported_hypercall_exits);
   case KVM_CAP_MAX_VCPUS: return Vm::max_vcpus;
   case KVM_CAP_MAX_VCPU_ID: return Vm::max_vcpu_ids;
   case KVM_CAP_NR_MEMSLOTS: return kvm::max_memory_slots;

@@ -53,15 +53,20 @@ int Vcpu::get_vcpu_events(kvm_vcpu_events& out) {
   out.nmi.masked = cpu_.state.nmi_blocked;
   const int startup = startup_posted_.load();
   out.sipi_vector = startup >= 0 ? static_cast<u32>(startup) : 0;
-  out.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+  get_smm_events(out);
+  out.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
   return 0;
 }
 
 int Vcpu::set_vcpu_events(const kvm_vcpu_events& in) {
-  constexpr u32 known =
-      KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW;
+  constexpr u32 known = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
+                        KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
   if ((in.flags & ~known) != 0) return -EINVAL;
   if (in.exception.injected != 0 && (in.exception.nr > 31 || in.exception.nr == 2)) return -EINVAL;
+  // INIT waits while there is SMM, so a CPU that has taken one cannot be there.
+  const bool smm = (in.flags & KVM_VCPUEVENT_VALID_SMM) != 0;
+  if (smm && (in.smi.smm != 0 || in.smi.pending != 0) && cpu_.state.activity == Activity::wait_for_sipi)
+    return -EINVAL;
   queued_.reset();
   if (in.exception.injected != 0) {
     queued_ = QueuedEvent{EventType::exception, in.exception.nr, std::nullopt};
@@ -82,6 +87,7 @@ int Vcpu::set_vcpu_events(const kvm_vcpu_events& in) {
   if ((in.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) != 0 && cpu_.state.activity == Activity::wait_for_sipi) {
     startup_posted_.store(static_cast<int>(in.sipi_vector & 0xff));
   }
+  if (smm) set_smm_events(in);
   event_pending();
   return 0;
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <utility>
 
 namespace ring3::x86 {
 
@@ -193,14 +194,20 @@ int Vcpu::set_sregs2(const kvm_sregs2& in) {
 
 int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
   if (entries.size() > 256) return -E2BIG;
+  std::vector<kvm_cpuid_entry2> table(entries.begin(), entries.end());
+  // A guest whose HLT is no exit cannot be woken by a hypercall, says KVM.
+  if (settings().exits_disabled(KVM_X86_DISABLE_EXITS_HLT)) withhold_unhalt(table);
+  CpuidTable cpuid;
+  cpuid.set(table);
+  if (!settings().has_quirk(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT))
+    cpuid.set_feature(feature::monitor, (cpu_.state.misc_enable & misc_enable_mwait) != 0);
   // A guest that has run has seen its CPU. Setting the same again is what VMMs do after a reset.
-  if (has_run_) return cpu_.cpuid.same(entries, cpu_.state) ? 0 : -EINVAL;
-  const auto sizes =
-      std::ranges::find(entries, u32{0x80000008}, [](const kvm_cpuid_entry2& e) { return e.function; });
-  const u32 linear_bits = sizes == entries.end() ? 0 : sizes->eax >> 8 & 0xff;
+  if (has_run_) return cpu_.cpuid.same(cpuid.current(cpu_.state), cpu_.state) ? 0 : -EINVAL;
+  const auto sizes = std::ranges::find(table, u32{0x80000008}, &kvm_cpuid_entry2::function);
+  const u32 linear_bits = sizes == table.end() ? 0 : sizes->eax >> 8 & 0xff;
   if (linear_bits != 48 && linear_bits != 57 && linear_bits != 0) return -EINVAL;
-  cpu_.cpuid.set(entries);
-  pv_.features().set_cpuid(entries);
+  cpu_.cpuid = std::move(cpuid);
+  pv_.features().set_cpuid(table);
   cpu_.mmu.set_max_phys_bits(cpu_.cpuid.max_phys_bits());
   cpu_.mmu.set_gbpages(cpu_.cpuid.has(feature::pdpe1gb));
   cpu_.mmu.flush_all();
@@ -218,7 +225,8 @@ int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
 int Vcpu::get_mp_state(kvm_mp_state& out) {
   switch (cpu_.state.activity) {
   case Activity::halted:
-    out.mp_state = unhalt_posted_.load() ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_HALTED;
+    // Without our irqchip it cannot be set again, so as KVM, whose processors then wait in the guest.
+    out.mp_state = lapic_ == nullptr || unhalt_posted_.load() ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_HALTED;
     break;
   case Activity::wait_for_init: out.mp_state = KVM_MP_STATE_UNINITIALIZED; break;
   case Activity::wait_for_sipi: out.mp_state = KVM_MP_STATE_INIT_RECEIVED; break;
@@ -229,6 +237,9 @@ int Vcpu::get_mp_state(kvm_mp_state& out) {
 
 int Vcpu::set_mp_state(const kvm_mp_state& in) {
   if (lapic_ == nullptr && in.mp_state != KVM_MP_STATE_RUNNABLE) return -EINVAL;
+  // INIT waits for the end of SMM, and a pending SMI goes before it: what waits is said by the vCPU's events.
+  const bool init = in.mp_state == KVM_MP_STATE_INIT_RECEIVED || in.mp_state == KVM_MP_STATE_SIPI_RECEIVED;
+  if (init && (cpu_.state.in_smm || smi_posted_.load())) return -EINVAL;
   switch (in.mp_state) {
   case KVM_MP_STATE_RUNNABLE: cpu_.state.activity = Activity::running; break;
   case KVM_MP_STATE_UNINITIALIZED: cpu_.state.activity = Activity::wait_for_init; break;

@@ -21,8 +21,8 @@ class Vcpu::Arch final : public kvm::ArchVcpu {
   void take_requests(u32 requests) override { v_.take_requests(requests); }
   bool runnable() override { return v_.runnable(); }
   kvm::Entry enter(kvm_run& run) override { return v_.enter(run); }
-  void leaving() override { v_.pv_.leave(); }
-  bool halts_in_kernel() const override { return v_.lapic_ != nullptr; }
+  void leaving() override { v_.leaving(v_.run_page()); }
+  bool halts_in_kernel() const override { return v_.halts_here(); }
   u64 next_deadline() const override {
     return std::min(v_.timers_.next_deadline(), v_.vm_.timers().next_deadline());
   }
@@ -43,6 +43,7 @@ Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
   if (vm.irqchip() != nullptr) {
     lapic_ =
         std::make_unique<Lapic>(id, id == vm.boot_cpu_id(), *vm.irqchip(), vm.clock(), timers_, *this, *this);
+    lapic_->set_bus_cycle(vm.apic_bus_cycle_ns());
     pv_.attach(*lapic_);
     if (id != vm.boot_cpu_id()) cpu_.state.activity = Activity::wait_for_init;
   }
@@ -144,6 +145,7 @@ void Vcpu::tsc_changed() {
 }
 
 void Vcpu::pause() {
+  if (settings().exits_disabled(KVM_X86_DISABLE_EXITS_PAUSE)) return;
   // Whoever holds what we wait for may need our core.
   if ((++pauses_ & 63) == 0) sched_yield();
 }
@@ -171,9 +173,6 @@ void Vcpu::post_nmi() {
   nmis_posted_.fetch_add(1);
   event_pending();
 }
-void Vcpu::post_smi() {
-  // There is no SMM; an SMI is lost, as on a board whose firmware has masked it.
-}
 void Vcpu::post_init() {
   startup_posted_.store(-1);
   init_posted_.store(true);
@@ -190,6 +189,7 @@ void Vcpu::post_unhalt() {
 }
 
 void Vcpu::take_init() {
+  smi_posted_.store(false); // as KVM
   cpu_.reset(true);
   pv_.reset();
   if (lapic_ != nullptr) lapic_->reset(true);
@@ -221,6 +221,10 @@ void Vcpu::take_requests(u32 requests) {
   }
   if ((requests & kvm::request::protect) != 0) cpu_.mmu.protect_all();
   if (pv_.prepare(requests, tsc_khz())) vm_.update_clocks();
+  if (cpu_.state.in_smm) {
+    startup_posted_.store(-1); // INIT waits for RSM, SIPI is lost
+    return;
+  }
   if (init_posted_.exchange(false)) take_init();
   if (startup_posted_.load() >= 0) take_startup();
 }
@@ -235,15 +239,16 @@ bool Vcpu::runnable() {
   switch (cpu_.state.activity) {
   case Activity::running: return true;
   case Activity::halted: {
-    const bool wakes = nmis_posted_.load() != 0 || (cpu_.can_take_interrupt() && interrupt_waiting()) ||
-                       unhalt_posted_.load();
+    const bool wakes = nmis_posted_.load() != 0 || smi_waiting() ||
+                       (cpu_.can_take_interrupt() && interrupt_waiting()) || unhalt_posted_.load();
     if (wakes) {
       cpu_.state.activity = Activity::running;
       unhalt_posted_.store(false);
     }
-    // Without our irqchip, user space decides when a halted CPU runs again: by calling KVM_RUN.
-    if (lapic_ == nullptr) cpu_.state.activity = Activity::running;
-    return wakes || lapic_ == nullptr;
+    if (halts_here()) return wakes;
+    // User space decides when a halted CPU runs again: by calling KVM_RUN.
+    cpu_.state.activity = Activity::running;
+    return true;
   }
   default: return false;
   }
@@ -254,7 +259,10 @@ bool Vcpu::deliver_vector(u8 vector) {
     ++vcpu_.stats().irq_injections;
     return true;
   }
-  if (!cpu_.fault_pending) return false;
+  if (!cpu_.fault_pending) {
+    requeue_if_memory_fault(EventType::external, vector);
+    return false;
+  }
   const Fault f = cpu_.fault;
   cpu_.fault_pending = false;
   return cpu_.deliver_fault(f);
@@ -262,7 +270,9 @@ bool Vcpu::deliver_vector(u8 vector) {
 
 bool Vcpu::deliver_nmi() {
   ++vcpu_.stats().nmi_injections;
-  return cpu_.deliver_nmi();
+  if (cpu_.deliver_nmi()) return true;
+  requeue_if_memory_fault(EventType::nmi, 2);
+  return false;
 }
 
 bool Vcpu::deliver_queued() {
@@ -271,7 +281,9 @@ bool Vcpu::deliver_queued() {
   if (e.type == EventType::exception) {
     Fault f{.vector = static_cast<Vector>(e.vector), .error_code = e.error.value_or(0)};
     f.cr2 = cpu_.state.cr2;
-    return cpu_.deliver_fault(f);
+    if (cpu_.deliver_fault(f)) return true;
+    if (cpu_.exit_pending && cpu_.exit == CpuExit::memory_fault) queued_ = e;
+    return false;
   }
   if (e.type == EventType::nmi) return deliver_nmi();
   return deliver_vector(e.vector);
@@ -281,11 +293,19 @@ bool Vcpu::deliver_pending() {
   cpu_.exit_pending = false;
   if (cpu_.replaying()) {
     // First finish the instruction that user space has just answered.
-    if (nmis_posted_.load() != 0 || interrupt_waiting()) vcpu_.post_quietly(kvm::request::event);
+    if (nmis_posted_.load() != 0 || smi_waiting() || interrupt_waiting())
+      vcpu_.post_quietly(kvm::request::event);
     return true;
   }
   cpu_.window_wanted = false;
   if (queued_ && !deliver_queued()) return false;
+  if (smi_posted_.load()) {
+    if (!smi_waiting()) {
+      cpu_.window_wanted = true;
+    } else if (!deliver_smi()) {
+      return false;
+    }
+  }
   if (nmis_posted_.load() != 0) {
     // One NMI is latched while another is being handled, and no more (SDM vol. 3, 6.7.1).
     const bool now = cpu_.can_take_nmi();
@@ -336,16 +356,14 @@ kvm::Entry Vcpu::finish(CpuExit why, kvm_run& run) {
   case CpuExit::io:
   case CpuExit::mmio:
   case CpuExit::hypercall: return exit_to_user(run);
+  case CpuExit::memory_fault:
+    fill_memory_fault(run, cpu_.lost_page, kvm::memory_exit_flag_private);
+    return kvm::Entry::user;
   case CpuExit::shutdown:
     run.exit_reason = KVM_EXIT_SHUTDOWN;
     cpu_.state.activity = Activity::shutdown;
     return kvm::Entry::user;
-  default:
-    run.exit_reason = KVM_EXIT_INTERNAL_ERROR;
-    run.internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
-    run.internal.ndata = 1;
-    run.internal.data[0] = cpu_.state.rip();
-    return kvm::Entry::user;
+  default: return fail_emulation(run);
   }
 }
 
@@ -355,6 +373,7 @@ constexpr u64 vapic_port = 0x7e;
 
 kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
   const ExternalAccess& e = cpu_.external;
+  if (!e.io && !e.hypercall && leaves_emulation_to_user_space()) return fail_emulation(run);
   external_open_ = true;
   if (e.io) {
     run.exit_reason = KVM_EXIT_IO;
@@ -410,7 +429,8 @@ void Vcpu::complete_user_exit(kvm_run& run) {
 
 bool Vcpu::is_guest_memory(const void* host) const { return vm_.slots().backs(host); }
 
-void Vcpu::guest_memory_lost() {
+void Vcpu::guest_memory_lost(const void* host) {
+  lost_memory_ = host;
   // Otherwise it was an event on its way in, or an ioctl: no instruction to go back to.
   cpu_.abandon_in_the_middle(std::exchange(executing_, false));
   vcpu_.out_of_guest();

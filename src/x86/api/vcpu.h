@@ -9,6 +9,7 @@
 #include "kvm/state_api.h"
 #include "kvm/timer_queue.h"
 #include "kvm/vcpu.h"
+#include "x86/api/vm_settings.h"
 #include "x86/cpu/cpu.h"
 #include "x86/irqchip/lapic.h"
 #include "x86/pv/paravirt.h"
@@ -32,7 +33,7 @@ class Vcpu final : public kvm::VcpuApi,
   kvm::Vcpu& generic() { return vcpu_; }
 
   // --- kvm::VcpuApi ---
-  int run() override { return vcpu_.run(); }
+  int run() override;
   kvm_run& run_page() override { return vcpu_.run_page(); }
   void kick() override { vcpu_.post(kvm::request::kick); }
   int get_regs(kvm_regs& out) override;
@@ -114,12 +115,19 @@ class Vcpu final : public kvm::VcpuApi,
   int set_tsc_khz(u64 khz);
   int tpr_access_reporting(kvm_tpr_access_ctl& control);
   int set_vapic_addr(u64 address);
+  // KVM_PRE_FAULT_MEMORY (vcpu_memory.cpp): `range` is what is left of it. 0 if any page was done.
+  int pre_fault_memory(kvm::PreFaultMemory& range);
   int enable_capability(const kvm_enable_cap& cap);
+
+  // KVM_SMI (vcpu_smm.cpp): one is latched while the vCPU is in SMM.
+  int smi();
 
   // Is this an address of memory that the VMM gave to a slot? Async-signal-safe on a thread that runs a vCPU.
   bool is_guest_memory(const void* host) const;
   // The thread was taken out of the middle of an instruction because such memory is not there any more.
-  void guest_memory_lost();
+  void guest_memory_lost(const void* host);
+  // KVM_RUN ended that way: says where in kvm_run (KVM_CAP_MEMORY_FAULT_INFO).
+  void report_lost_memory();
   // Takes a kick() back that run() has not answered yet. The vCPU's thread.
   void forget_kick() { vcpu_.exit_word().fetch_and(~kvm::request::kick); }
 
@@ -135,6 +143,15 @@ class Vcpu final : public kvm::VcpuApi,
     external_open_ = false;
     cpu_.forget_replay();
   }
+  void leaving(kvm_run& run);
+  bool smi_waiting() const;
+  // Is a HLT waited out in KVM_RUN? Else it is an exit.
+  bool halts_here() const {
+    return lapic_ != nullptr || settings().exits_disabled(KVM_X86_DISABLE_EXITS_HLT);
+  }
+  bool deliver_smi();
+  void get_smm_events(kvm_vcpu_events& out) const;
+  void set_smm_events(const kvm_vcpu_events& in);
   void take_init();
   void take_startup();
   // False: the guest shut down or needs user space while an event was delivered.
@@ -142,11 +159,17 @@ class Vcpu final : public kvm::VcpuApi,
   bool deliver_vector(u8 vector);
   bool deliver_nmi();
   bool deliver_queued();
+  void requeue_if_memory_fault(EventType type, u8 vector);
   bool interrupt_waiting() const;
   template <class Sregs> void get_common_sregs(Sregs& out);
   template <class Sregs> int set_common_sregs(const Sregs& in);
   bool pae_paging() const;
   kvm::Entry exit_to_user(kvm_run& run);
+  // KVM_EXIT_INTERNAL_ERROR for the instruction at RIP (emulation_failure.cpp).
+  kvm::Entry fail_emulation(kvm_run& run);
+  bool leaves_emulation_to_user_space();
+  std::size_t instruction_bytes(std::span<u8> out);
+  static void fill_memory_fault(kvm_run& run, GuestPhys page, u64 flags);
   kvm::Entry finish(CpuExit why, kvm_run& run);
 
   Vm& vm_;
@@ -159,6 +182,7 @@ class Vcpu final : public kvm::VcpuApi,
   unsigned pauses_ = 0;
   bool has_run_ = false;
   bool executing_ = false;
+  const void* lost_memory_ = nullptr;
   bool external_open_ = false;       // the last exit waits for its answer
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
 
@@ -175,6 +199,7 @@ class Vcpu final : public kvm::VcpuApi,
   std::atomic<int> startup_posted_{-1};
   std::atomic<bool> unhalt_posted_{false};
   std::atomic<u32> nmis_posted_{0};
+  std::atomic<bool> smi_posted_{false};
 };
 
 } // namespace ring3::x86

@@ -15,24 +15,14 @@ std::unique_ptr<kvm::VmApi> create_vm() {
   return vm;
 }
 
-Vm::Vm(std::unique_ptr<kvm::Clock> clock)
+Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type)
     : clock_(std::move(clock)), tsc_sync_(*clock_), tsc_khz_(clock_->tsc_khz()), kvm_clock_(*clock_),
+      slots_(type == kvm::vm_type_sw_protected),
       vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)),
       irqfds_([this](u32 gsi, bool level, kvm::IrqFds::Source source) { drive_line(gsi, level, source); },
               [this] { irqchip_->resampled_changed(); }) {}
 
 Vm::~Vm() = default;
-
-int Vm::set_user_memory_region(const kvm_userspace_memory_region& region) {
-  const std::scoped_lock guard(lock_);
-  const int result = slots_.set(region);
-  if (result != 0) return result;
-  // KVM's promise: when the call returns, no vCPU uses the old layout.
-  const u64 generation = slots_.generation();
-  for (const auto& v : vcpus_) v->generic().post(kvm::request::slots);
-  for (const auto& v : vcpus_) v->generic().wait_for_slots(generation);
-  return 0;
-}
 
 int Vm::create_irqchip() {
   const std::scoped_lock guard(lock_);
@@ -116,6 +106,12 @@ void Vm::update_clocks() {
     // Halted ones too: a guest may read another vCPU's structure.
     vcpu_table_[i].load(std::memory_order_acquire)->generic().post(pv_request::clock);
   }
+}
+
+void Vm::kill() {
+  dead_.store(true, std::memory_order_release);
+  const u32 n = vcpu_count_.load(std::memory_order_acquire);
+  for (u32 i = 0; i < n; ++i) vcpu_table_[i].load(std::memory_order_acquire)->kick();
 }
 
 void Vm::protect_code_pages(const Vcpu* from) {

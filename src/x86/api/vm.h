@@ -18,6 +18,7 @@
 #include "x86/irqchip/irqchip.h"
 #include "x86/pv/kvm_clock.h"
 
+#include <linux/kvm_para.h>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -28,12 +29,15 @@ class Vcpu;
 
 class Vm final : public kvm::VmApi, public kvm::VmStateApi {
  public:
-  explicit Vm(std::unique_ptr<kvm::Clock> clock);
+  // `type`: one of supported_types. KVM_X86_SW_PROTECTED_VM can have private memory.
+  explicit Vm(std::unique_ptr<kvm::Clock> clock, u64 type = kvm::vm_type_default);
   ~Vm() override;
 
   static constexpr u32 max_vcpus = 1024;
   static constexpr u32 max_vcpu_ids = 4096;
   static constexpr u64 max_tsc_khz = 0x7fffffff;
+  static constexpr u32 supported_types =
+      1u << kvm::vm_type_default | 1u << kvm::vm_type_sw_protected; // KVM_CAP_VM_TYPES
 
   int set_user_memory_region(const kvm_userspace_memory_region& region) override;
   int create_irqchip() override;
@@ -63,8 +67,16 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   kvm::IoEventFds& ioeventfds() { return ioeventfds_; }
   kvm::CoalescedRing& coalesced() { return coalesced_; }
 
-  // KVM_SET_USER_MEMORY_REGION2: the same without guest_memfd, which is not built (-EINVAL).
-  int set_user_memory_region(const kvm::UserspaceMemoryRegion2& region);
+  // --- private memory (vm_memory.cpp); 0 or KVM's -errno ---
+  // KVM_SET_USER_MEMORY_REGION2.
+  int set_user_memory_region(const kvm::UserspaceMemoryRegion2& region,
+                             const kvm::PrivateMemory& memory = {});
+  int set_memory_attributes(const kvm::MemoryAttributes& args);
+  // KVM_CREATE_GUEST_MEMFD in the empty memory file `fd`, which the caller keeps.
+  int create_guest_memfd(const kvm::CreateGuestMemfd& args, int fd, std::shared_ptr<kvm::GuestMemfd>& out);
+  // fallocate(2) on its file, or the end of its last descriptor: vCPUs look at the memory anew.
+  int fallocate(kvm::GuestMemfd& memory, int fd, int mode, s64 offset, s64 length);
+  void close_guest_memfd(kvm::GuestMemfd& memory);
 
   // KVM_CREATE_VCPU with its shared pages in a file of kvm::RunPages::file_size(dirty_ring_bytes()) bytes,
   // which the caller keeps; -1: memory that only this process sees.
@@ -99,16 +111,32 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   // Size of each vCPU's dirty ring (KVM_CAP_DIRTY_LOG_RING); 0: none.
   u64 dirty_ring_bytes() const { return slots_.dirty_log().ring_bytes(); }
   u32 boot_cpu_id() const { return boot_cpu_id_; }
+  u64 apic_bus_cycle_ns() const { return apic_bus_cycle_ns_; }
   // Words of the bitmap that get_dirty_log() fills for this slot; 0 for what is not logged.
   std::size_t dirty_words(u32 slot) const { return slots_.dirty_words(slot); }
   // The KVM_X86_QUIRK_* that can be switched off.
-  static constexpr u64 supported_quirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_OUT_7E_INC_RIP;
+  static constexpr u64 supported_quirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_OUT_7E_INC_RIP |
+                                          KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT |
+                                          KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
+  // What KVM_CAP_X86_DISABLE_EXITS says. MWAIT waits for nothing here, and there are no C-states.
+  static constexpr u64 supported_disable_exits = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT;
+
+  // The hypercalls that can be made user space's (KVM_CAP_EXIT_HYPERCALL).
+  static constexpr u64 supported_hypercall_exits = u64{1} << KVM_HC_MAP_GPA_RANGE;
+
+  // Ends the VM: its state has no meaning any more. Every call, KVM_RUN first, is -EIO from now on. Any
+  // thread.
+  void kill();
+  bool dead() const { return dead_.load(std::memory_order_acquire); }
 
   // Every vCPU but `from` forgets its permission to store without being noticed.
   void protect_code_pages(const Vcpu* from);
 
  private:
   int limit_vcpu_ids(u64 count);
+  int set_apic_bus_cycle(u64 ns); // KVM_CAP_X86_APIC_BUS_CYCLES_NS
+  // KVM's promise about its memory calls: when they return, no vCPU uses the old layout. lock_ held.
+  void wait_for_new_layout();
   // After bits of the dirty log were cleared: returns when no vCPU stores without marking any more. lock_
   // held.
   void revoke_writes();
@@ -124,12 +152,14 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   kvm::TimerQueue timers_;
   std::unique_ptr<IrqChip> irqchip_;
   u32 boot_cpu_id_ = 0;
+  u64 apic_bus_cycle_ns_ = ApicTimer::default_bus_cycle_ns;
   u32 vcpu_id_limit_ = 0;   // KVM_CAP_MAX_VCPU_ID; 0: not set
   mutable std::mutex lock_; // vcpus_ while it grows, and memory-slot changes
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
   // Readers on hot paths walk this instead: entries are set once, count grows.
   std::unique_ptr<std::atomic<Vcpu*>[]> vcpu_table_;
   std::atomic<u32> vcpu_count_{0};
+  std::atomic<bool> dead_{false};
 
   kvm::IoEventFds ioeventfds_;
   kvm::CoalescedRing coalesced_;

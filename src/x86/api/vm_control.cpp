@@ -9,14 +9,6 @@
 
 namespace ring3::x86 {
 
-int Vm::set_user_memory_region(const kvm::UserspaceMemoryRegion2& region) {
-  return set_user_memory_region(kvm_userspace_memory_region{.slot = region.slot,
-                                                            .flags = region.flags,
-                                                            .guest_phys_addr = region.guest_phys_addr,
-                                                            .memory_size = region.memory_size,
-                                                            .userspace_addr = region.userspace_addr});
-}
-
 // Where Intel's processors without unrestricted guests need three pages; ours need none, so only the check
 // remains.
 int Vm::set_tss_addr(u64 address) { return address > 0xffffffff - 3 * page_size ? -EINVAL : 0; }
@@ -60,6 +52,17 @@ int Vm::limit_vcpu_ids(u64 count) {
   return 0;
 }
 
+int Vm::set_apic_bus_cycle(u64 ns) {
+  // The longest time to count, all ones at the largest divisor, must have its nanoseconds in 64 bits.
+  constexpr u64 longest_count = u64{0xffffffff} * 128;
+  if (ns == 0 || ns > ~u64{0} / longest_count) return -EINVAL;
+  const std::scoped_lock guard(lock_);
+  if (!irqchip_) return -ENXIO;
+  if (!vcpus_.empty()) return -EINVAL;
+  apic_bus_cycle_ns_ = ns;
+  return 0;
+}
+
 int Vm::enable_capability(const kvm_enable_cap& cap) {
   if (cap.flags != 0) return -EINVAL;
   const u64 argument = cap.args[0];
@@ -80,6 +83,21 @@ int Vm::enable_capability(const kvm_enable_cap& cap) {
   case KVM_CAP_DIRTY_LOG_RING:
   case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
     return argument > 0xffffffff ? -E2BIG : enable_dirty_ring(static_cast<u32>(argument));
+  case KVM_CAP_EXIT_HYPERCALL:
+    if ((argument & ~supported_hypercall_exits) != 0) return -EINVAL;
+    settings_.hypercall_exits.store(argument, std::memory_order_relaxed);
+    return 0;
+  case KVM_CAP_MSR_PLATFORM_INFO: settings_.platform_info_readable.store(argument != 0); return 0;
+  case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
+    if (argument > 1) return -EINVAL;
+    settings_.exit_on_emulation_failure.store(argument != 0);
+    return 0;
+  case KVM_CAP_X86_DISABLE_EXITS:
+    // As KVM: all that has a name is taken, what is not supported without effect.
+    if ((argument & ~u64{KVM_X86_DISABLE_VALID_EXITS}) != 0) return -EINVAL;
+    settings_.disabled_exits.fetch_or(argument & supported_disable_exits);
+    return 0;
+  case kvm::cap_x86_apic_bus_cycles_ns: return set_apic_bus_cycle(argument);
   case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(argument);
   default: return -EINVAL;
   }

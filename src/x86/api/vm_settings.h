@@ -15,6 +15,14 @@ struct VmSettings {
   // KVM_HC_* numbers, as bits, that become KVM_EXIT_HYPERCALL: KVM_CAP_EXIT_HYPERCALL (api.rst 8.34).
   std::atomic<u64> hypercall_exits{0};
 
+  // May guests read MSR_PLATFORM_INFO: KVM_CAP_MSR_PLATFORM_INFO (api.rst 7.15).
+  std::atomic<bool> platform_info_readable{true};
+  // KVM_CAP_EXIT_ON_EMULATION_FAILURE (api.rst 7.27).
+  std::atomic<bool> exit_on_emulation_failure{false};
+  // KVM_X86_DISABLE_EXITS_* bits: KVM_CAP_X86_DISABLE_EXITS (api.rst 7.13).
+  std::atomic<u64> disabled_exits{0};
+
+  bool exits_disabled(u64 kind) const { return (disabled_exits.load(std::memory_order_relaxed) & kind) != 0; }
   bool has_quirk(u64 quirk) const { return (disabled_quirks.load(std::memory_order_relaxed) & quirk) == 0; }
 };
 

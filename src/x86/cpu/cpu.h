@@ -73,6 +73,7 @@ enum class CpuExit : u8 {
   io,             // port access for user space, in Cpu::external
   mmio,           // likewise, memory
   hypercall,      // likewise, for an answer; the arguments are in the registers
+  memory_fault,   // likewise, to make the private page at Cpu::lost_page reachable; the instruction repeats
   shutdown,       // triple fault
   internal_error, // Cpu::internal_error says what
 };
@@ -134,9 +135,12 @@ class Cpu {
     return (state.system_flags & rflags::if_) != 0 && !state.sti_shadow && !state.mov_ss_shadow;
   }
   bool can_take_nmi() const { return !state.nmi_blocked && !state.mov_ss_shadow && !state.sti_shadow; }
+  // A debug trap that MOV SS holds back belongs to the interrupted program: it goes first.
+  bool can_take_smi() const { return !state.in_smm && pending_db_ == 0; }
   // Something waits for can_take_interrupt(): come back with CpuExit::request when it may be true.
   bool window_wanted = false;
-  static constexpr u32 exit_window = 1; // the exit-word bit that is set then
+  static constexpr u32 exit_window = 1;         // the exit-word bit that is set then
+  static constexpr u32 exit_left_smm = 1u << 3; // likewise, after RSM: an SMI or INIT may have waited for it
 
   // --- results of an instruction that did not complete ---
   bool fault_pending = false;
@@ -161,6 +165,7 @@ class Cpu {
   }
 
   // --- accesses that leave the process of execution ---
+  GuestPhys lost_page; // of CpuExit::memory_fault
   ExternalAccess external;
   // Answers the access in `external` (for reads, with data) so that the instruction can be executed again.
   void complete_external(u64 data);
@@ -411,6 +416,7 @@ class Cpu {
   bool store_slow(GuestVirt a, const void* in, u64 size, Seg s, bool system);
   // Translates for one access within a page; fills the TLB. False: fault recorded.
   bool translate(GuestVirt a, Access access, bool system, Seg s, Translation& t, Backing& b);
+  bool lose_page(GuestPhys page);
   bool access_checks(GuestVirt a, u64 size, Seg s, bool system);
   bool external_read(GuestPhys a, std::byte* out, u64 size);
   bool external_write(GuestPhys a, const std::byte* in, u64 size);

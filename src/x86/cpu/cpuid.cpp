@@ -48,6 +48,19 @@ bool CpuidTable::has(Feature f) const {
   return e != nullptr && (register_of(*e, f.reg) >> f.bit & 1) != 0;
 }
 
+void CpuidTable::set_feature(Feature f, bool on) {
+  for (kvm_cpuid_entry2& e : entries_) {
+    if (e.function != f.leaf || ((e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) != 0 && e.index != f.subleaf))
+      continue;
+    u32& reg = f.reg == CpuidReg::eax   ? e.eax
+               : f.reg == CpuidReg::ebx ? e.ebx
+               : f.reg == CpuidReg::ecx ? e.ecx
+                                        : e.edx;
+    reg = static_cast<u32>(with_bits(reg, bit(f.bit), on));
+    return;
+  }
+}
+
 CpuidResult CpuidTable::query(u32 leaf, u32 subleaf, const CpuState& state) const {
   const kvm_cpuid_entry2* e = find(leaf, subleaf);
   if (e == nullptr) {

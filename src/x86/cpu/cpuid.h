@@ -33,6 +33,9 @@ class CpuidTable {
   // Is the bit set in the table? feature::always is.
   bool has(Feature f) const;
 
+  // Switches a bit of a leaf that is there: CPUID bits that follow a register.
+  void set_feature(Feature f, bool on);
+
   bool amd() const { return amd_; }
   unsigned max_phys_bits() const { return max_phys_bits_; }
   // XCR0 bits the guest may set, and IA32_XSS bits.

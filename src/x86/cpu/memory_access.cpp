@@ -28,6 +28,7 @@ bool Cpu::translate(GuestVirt a, Access access, bool system, Seg s, Translation&
   if (state.long_mode() && !canonical(a.value)) return segment_fault(access == Access::fetch ? Seg::cs : s);
   const TlbMode mode = tlb_mode(system);
   if (!mmu.walk(a, access, mode == TlbMode::user, system, t, fault)) {
+    if (const auto page = mmu.lost_page()) return lose_page(*page);
     fault_pending = true;
     return false;
   }
@@ -36,10 +37,17 @@ bool Cpu::translate(GuestVirt a, Access access, bool system, Seg s, Translation&
     return true;
   }
   b = mmu.backing(t.pa);
+  if (b.unreachable) return lose_page(t.pa.page());
   if (b.host == nullptr) return true;
   if (access == Access::write && !b.slot->read_only()) mmu.mark_dirty(b, t.pa);
   mmu.fill(mode, a, access, t, b);
   return true;
+}
+
+bool Cpu::lose_page(GuestPhys page) {
+  lost_page = page;
+  request_exit(CpuExit::memory_fault);
+  return false;
 }
 
 bool Cpu::fetch_page(GuestVirt a, Translation& t, Backing& b) {

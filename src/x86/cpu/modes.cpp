@@ -62,6 +62,7 @@ void Cpu::reset(bool init) {
     for (unsigned i = 0; i < 16; ++i) state.mtrr_variable[i] = old.mtrr_variable[i];
     state.spec_ctrl = old.spec_ctrl;
     state.ucode_rev = old.ucode_rev;
+    state.smbase = old.smbase;
     state.platform_info = old.platform_info;
     state.arch_capabilities = old.arch_capabilities;
     state.mcg_status = old.mcg_status;
@@ -76,7 +77,11 @@ void Cpu::reset(bool init) {
   fault_pending = exit_pending = false;
   forget_replay();
   mmu.select_context(0);
-  mmu.flush_all();
+  if (old.in_smm) {
+    mmu.reload_slots();
+  } else {
+    mmu.flush_all();
+  }
   mode_changed();
   debug_registers_changed();
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "x86/cpu/msr_table.h"
 
+#include "x86/api/vm_settings.h"
 #include "x86/cpu/control_registers.h"
 
 #include <algorithm>
@@ -225,10 +226,19 @@ bool write_pkrs(Cpu& c, u32, u64 v, bool) {
 
 // The architectural switches are kept; branch trace and PEBS are reported as unavailable, read-only.
 constexpr u64 misc_enable_read_only = bit(7) | bit(11) | bit(12);
-constexpr u64 misc_enable_writable = bit(0) | bit(3) | bit(16) | bit(18) | bit(22) | bit(23) | bit(34);
-bool write_misc_enable(Cpu& c, u32, u64 v, bool) {
-  if ((v & ~(misc_enable_writable | misc_enable_read_only)) != 0) return false;
-  c.state.misc_enable = (v & misc_enable_writable) | (c.state.misc_enable & misc_enable_read_only);
+constexpr u64 misc_enable_writable =
+    bit(0) | bit(3) | bit(16) | misc_enable_mwait | bit(22) | bit(23) | bit(34);
+bool write_misc_enable(Cpu& c, u32, u64 v, bool host) {
+  // A VMM may say anything, and reads it back.
+  if (!host && (v & ~(misc_enable_writable | misc_enable_read_only)) != 0) return false;
+  const bool toggles = ((v ^ c.state.misc_enable) & misc_enable_mwait) != 0;
+  if (toggles && !c.platform.settings().has_quirk(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)) {
+    // KVM's condition: a processor without SSE3 has no such bit.
+    if (!c.cpuid.has(feature::sse3)) return false;
+    c.cpuid.set_feature(feature::monitor, (v & misc_enable_mwait) != 0);
+  }
+  if (!host) v = (v & misc_enable_writable) | (c.state.misc_enable & misc_enable_read_only);
+  c.state.misc_enable = v;
   return true;
 }
 
@@ -250,11 +260,14 @@ constexpr Entry table[] = {
     {msr::kvm_wall_clock_old, msr::kvm_system_time_old, feature::always, read_pv, write_pv},
     {msr::platform_id, msr::platform_id, feature::always, read_constant<0>, nullptr},
     {msr::apic_base, msr::apic_base, feature::always, read_apic, write_apic},
+    {msr::smi_count, msr::smi_count, feature::always, read_field<&CpuState::smi_count>,
+     write_by_host<&CpuState::smi_count>},
     {msr::tsc_adjust, msr::tsc_adjust, feature::tsc_adjust, read_field<&CpuState::tsc_adjust>, write_tsc_adjust},
     {msr::spec_ctrl, msr::spec_ctrl, feature::spec_ctrl, read_field<&CpuState::spec_ctrl>,
      write_masked<&CpuState::spec_ctrl, spec_ctrl_bits>},
     {msr::pred_cmd, msr::pred_cmd, feature::spec_ctrl, nullptr, write_command},
     {msr::ucode_rev, msr::ucode_rev, feature::always, read_field<&CpuState::ucode_rev>, write_ucode_rev},
+    {msr::smbase, msr::smbase, feature::always, read_field<&CpuState::smbase>, write_field<&CpuState::smbase>},
     {msr::platform_info, msr::platform_info, feature::always, read_platform_info, write_platform_info},
     {msr::mtrr_cap, msr::mtrr_cap, feature::mtrr, read_constant<0x500 | variable_mtrrs>, nullptr},
     {msr::arch_capabilities, msr::arch_capabilities, feature::arch_capabilities, read_field<&CpuState::arch_capabilities>,
@@ -302,9 +315,11 @@ const Entry* find(const Cpu& c, u32 index, bool host) {
     if (index < e.first || index > e.last) continue;
     const bool amd_only = index >= 0xc0010000;
     if (!host && amd_only && !c.cpuid.amd()) return nullptr;
-    const bool intel_only =
-        index == msr::platform_info || index == msr::misc_features || index == msr::platform_id;
+    const bool intel_only = index == msr::misc_features || index == msr::platform_id;
     if (!host && intel_only && c.cpuid.amd()) return nullptr;
+    if (!host && index == msr::platform_info && !c.platform.settings().platform_info_readable.load())
+      return nullptr;
+    if (!host && index == msr::smbase) return nullptr; // it moves in the state save area
     if (!host && e.read == read_pv && !c.platform.has_pv_msr(index)) return nullptr;
     if (!host && !c.cpuid.has(e.feature) && !(index == msr::tsc_aux && c.cpuid.has(feature::rdpid)))
       return nullptr;

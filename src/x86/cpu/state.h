@@ -144,7 +144,9 @@ struct CpuState {
   bool nmi_blocked = false;
   bool apic_enabled = true; // IA32_APIC_BASE.EN, which CPUID shows
   bool in_smm = false;
-  u32 smbase = 0x30000;
+  bool smm_in_nmi = false; // SMM was entered while NMIs were blocked: RSM does not unblock them
+  u64 smbase = 0x30000;
+  u64 smi_count = 0;
   Activity activity = Activity::running;
 
   // MSRs with storage of their own; see cpu/msr_table.

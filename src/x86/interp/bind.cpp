@@ -82,7 +82,9 @@ void bind(const Decoded& d, const CpuidTable& cpuid, Insn& in, bool& ends) {
       in.disp = static_cast<s32>(d.displacement);
   }
   ends = false;
-  if (!cpuid.has(d.feature) || !cpuid.has(d.feature2)) {
+  // These two ask CPUID when they execute: a quirk may have them work without it.
+  const bool asks_later = d.op == Op::monitor || d.op == Op::mwait;
+  if (!asks_later && (!cpuid.has(d.feature) || !cpuid.has(d.feature2))) {
     in.handler = handle_ud;
     ends = true;
     return;

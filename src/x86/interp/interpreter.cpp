@@ -79,7 +79,9 @@ bool Cpu::step_carefully() {
   if (!rf_kept) state.system_flags &= ~rflags::rf;
   if (tf && !trap_suppressed_) pending_db_ |= dr6::bs;
   flags_changed();
-  if (window_wanted && can_take_interrupt()) exit_word.fetch_or(exit_window, std::memory_order_relaxed);
+  // The end of a shadow lets in NMIs and SMIs too, whatever IF says.
+  if (window_wanted && (can_take_interrupt() || had_sti_shadow || had_ss_shadow))
+    exit_word.fetch_or(exit_window, std::memory_order_relaxed);
   // Traps wait while MOV SS shields the next instruction.
   if (pending_db_ != 0 && !state.mov_ss_shadow) {
     const u64 bits = pending_db_;

@@ -4,9 +4,11 @@
 #include "x86/cpu/control_registers.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/cpu/segments.h"
+#include "x86/cpu/smm.h"
 #include "x86/cpu/xsave_layout.h"
 #include "x86/interp/operands.h"
 
+#include <linux/kvm.h>
 #include <linux/kvm_para.h>
 
 namespace ring3::x86 {
@@ -75,10 +77,14 @@ Step handle_hlt(Cpu& c, const Insn&) {
   c.request_exit(CpuExit::halt);
   return Step::jump;
 }
+bool has_mwait(const Cpu& c) {
+  return c.platform.settings().has_quirk(KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS) ||
+         c.cpuid.has(feature::monitor);
+}
 // MONITOR arms nothing: MWAIT is a hint that may end at once (SDM vol. 3, 8.10.3), and ends with the next
 // event.
 Step handle_monitor(Cpu& c, const Insn& in) {
-  if (c.state.cpl != 0) return c.ud();
+  if (c.state.cpl != 0 || !has_mwait(c)) return c.ud();
   if (c.reg<u32>(rcx * 8) != 0) return c.gp();
   u8 ignored;
   return c.read<u8>(static_cast<Seg>(in.seg), c.state.regs[rax] & Cpu::address_mask(in.addrsize), ignored)
@@ -86,10 +92,24 @@ Step handle_monitor(Cpu& c, const Insn& in) {
              : Step::abort;
 }
 Step handle_mwait(Cpu& c, const Insn&) {
-  if (c.state.cpl != 0) return c.ud();
+  if (c.state.cpl != 0 || !has_mwait(c)) return c.ud();
   if ((c.reg<u32>(rcx * 8) & ~1u) != 0) return c.gp();
   c.platform.pause();
   return Step::next;
+}
+
+// --- system-management mode ---
+
+Step handle_rsm(Cpu& c, const Insn&) {
+  if (!c.state.in_smm) return c.ud();
+  if (!leave_smm(c)) {
+    c.request_exit(CpuExit::shutdown); // a state that no processor can be in (SDM vol. 3, 32.4.1)
+    return Step::jump;
+  }
+  c.suppress_trap();
+  c.rf_kept = true; // RFLAGS is the interrupted program's
+  c.exit_word.fetch_or(Cpu::exit_left_smm, std::memory_order_relaxed);
+  return Step::jump;
 }
 
 // --- identification and time ---
@@ -289,6 +309,7 @@ Handler bind_system(const Decoded& d, Insn& in, const CpuidTable& cpuid) {
   case Op::cli: return handle_cli;
   case Op::sti: return handle_sti;
   case Op::hlt: return handle_hlt;
+  case Op::rsm: return handle_rsm;
   case Op::monitor: in.seg = static_cast<u8>(overridden_segment(d)); return handle_monitor;
   case Op::mwait: return handle_mwait;
   case Op::cpuid: return handle_cpuid;

@@ -52,10 +52,10 @@ void ApicTimer::set_divide(u32 tdcr) {
   if (mode_ != Mode::TscDeadline && target_ns_ != TimerQueue::never) {
     // The ticks that remain take their new length.
     const u64 remaining = target_ns_ > now ? target_ns_ - now : 0;
-    const u64 ticks = remaining >> divide_shift_;
+    const u64 ticks = ns_to_count(remaining);
     divide_shift_ = shift;
     update_period();
-    arm(now + (ticks << shift));
+    arm(now + count_to_ns(ticks));
     return;
   }
   divide_shift_ = shift;
@@ -79,7 +79,7 @@ u32 ApicTimer::current_count() const {
     // The tick is due but has not been taken: the counter has gone on without it.
     remaining = period_ns_ - (now - target_ns_) % period_ns_;
   }
-  return static_cast<u32>(std::min<u64>(remaining >> divide_shift_, initial_count_));
+  return static_cast<u32>(std::min<u64>(ns_to_count(remaining), initial_count_));
 }
 
 void ApicTimer::restore(u32 initial, u32 current) {

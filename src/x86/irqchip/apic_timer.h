@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The timer of a local APIC: one-shot, periodic and TSC-deadline (SDM vol. 3, 11.5.4). The bus clock is 1
-// GHz, KVM's default, so a tick is a nanosecond times the divisor. The vCPU's own thread only.
+// The timer of a local APIC: one-shot, periodic and TSC-deadline (SDM vol. 3, 11.5.4). A
+// tick is a cycle of the bus times the divisor; the bus has 1 GHz unless the VMM says otherwise. The vCPU's
+// own thread only.
 #pragma once
 
 #include "base/types.h"
@@ -20,9 +21,14 @@ class ApicTimer {
   // ticks.
   static constexpr u64 min_period_ns = 200'000;
 
+  static constexpr u64 default_bus_cycle_ns = 1; // APIC_BUS_CYCLE_NS_DEFAULT
+
   // `expired` is called from set_*() if the time has passed already, and from the queue's run_expired().
   ApicTimer(const kvm::Clock& clock, kvm::TimerQueue& queue, const GuestTsc& tsc,
             std::function<void()> expired);
+
+  // Before the timer is first used. `ns` times 128 times 2^32 is below 2^64.
+  void set_bus_cycle(u64 ns) { bus_cycle_ns_ = ns; }
 
   void reset();
   void set_mode(Mode mode);
@@ -39,7 +45,8 @@ class ApicTimer {
   void tsc_changed();
 
  private:
-  u64 count_to_ns(u32 count) const { return static_cast<u64>(count) << divide_shift_; }
+  u64 count_to_ns(u64 count) const { return (count << divide_shift_) * bus_cycle_ns_; }
+  u64 ns_to_count(u64 ns) const { return ns / bus_cycle_ns_ >> divide_shift_; }
   void update_period();
   void arm(u64 target_ns);
   void fire(u64 now_ns);
@@ -50,6 +57,7 @@ class ApicTimer {
   std::function<void()> expired_;
   kvm::TimerQueue::Id id_;
   Mode mode_ = Mode::OneShot;
+  u64 bus_cycle_ns_ = default_bus_cycle_ns;
   unsigned divide_shift_ = 1;
   u32 initial_count_ = 0;
   u64 period_ns_ = 0;

@@ -42,6 +42,8 @@ class Lapic {
   Lapic& operator=(const Lapic&) = delete;
 
   void set_features(const LapicFeatures& features);
+  // The cycle of the timer's bus, before it is used (ApicTimer::set_bus_cycle).
+  void set_bus_cycle(u64 ns) { timer_.set_bus_cycle(ns); }
 
   // IA32_APIC_BASE (MSR 0x1b). false: #GP (reserved bits, invalid transition). A host-initiated write
   // (KVM_SET_SREGS, KVM_SET_MSRS) may make any transition between valid modes.

@@ -81,7 +81,7 @@ TEST_F(StateTest, EventsThatCannotBeAreRefused) {
   e.exception.nr = 2;
   EXPECT_EQ(vcpu_->set_vcpu_events(e), -EINVAL);
   e = {};
-  e.flags = KVM_VCPUEVENT_VALID_SMM; // there is no SMM yet
+  e.flags = KVM_VCPUEVENT_VALID_PAYLOAD; // nobody has enabled them
   EXPECT_EQ(vcpu_->set_vcpu_events(e), -EINVAL);
 }
 

@@ -181,6 +181,29 @@ TEST(LapicTimer, OneShotAndDivide) {
   EXPECT_EQ(m.take(), -1) << "0 stops it";
 }
 
+TEST(LapicTimer, TheBusMayBeSlower) {
+  Machine m;
+  m.apic().set_bus_cycle(40); // 25 MHz
+  m.write(0, 0x320, 0x40);
+  m.write(0, 0x3e0, 0xb); // by 1
+  m.write(0, 0x380, 1'000'000);
+  m.advance(39'999'999);
+  EXPECT_EQ(m.take(), -1);
+  EXPECT_EQ(m.read(0, 0x390), 0u) << "less than a tick is left";
+  m.advance(1);
+  EXPECT_EQ(m.take(), 0x40);
+  m.eoi();
+  m.write(0, 0x380, 1'000'000);
+  m.advance(4'000'000);
+  EXPECT_EQ(m.read(0, 0x390), 900'000u);
+  m.write(0, 0x3e0, 3); // by 16
+  EXPECT_EQ(m.read(0, 0x390), 900'000u);
+  m.advance(u64{900'000} * 16 * 40 - 1);
+  EXPECT_EQ(m.take(), -1);
+  m.advance(1);
+  EXPECT_EQ(m.take(), 0x40);
+}
+
 TEST(LapicTimer, PeriodicDoesNotDrift) {
   Machine m;
   m.write(0, 0x320, 0x20040);
