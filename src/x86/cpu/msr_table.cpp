@@ -3,6 +3,7 @@
 
 #include "x86/api/vm_settings.h"
 #include "x86/cpu/control_registers.h"
+#include "x86/cpu/machine_check.h"
 
 #include <algorithm>
 #include <array>
@@ -22,7 +23,6 @@ struct Entry {
   Write write; // null: read-only
 };
 
-constexpr unsigned mc_bank_count = 10;
 constexpr unsigned variable_mtrrs = 8;
 
 // A register that is a field of CpuState and takes any value.
@@ -183,28 +183,10 @@ bool write_mtrr_variable(Cpu& c, u32 index, u64 v, bool) {
   return true;
 }
 
-// --- machine check: banks that never report anything of their own ---
+// --- machine check ---
 
-bool read_mc(Cpu& c, u32 index, u64& v) {
-  v = c.state.mc_banks[index - msr::mc0_ctl];
-  return true;
-}
-bool write_mc(Cpu& c, u32 index, u64 v, bool host) {
-  const u32 offset = index - msr::mc0_ctl;
-  if ((offset & 3) == 0) {
-    // MCi_CTL takes all ones or all zeros; Linux 2.4 clears bit 10 of bank 4.
-    if (v != 0 && (v | bit(10) | 1) != ~u64{0}) return false;
-  } else if ((offset & 3) == 1 && !host && v != 0) {
-    return false; // only zero may be written to MCi_STATUS
-  }
-  c.state.mc_banks[offset] = v;
-  return true;
-}
-bool write_mcg_ctl(Cpu& c, u32, u64 v, bool) {
-  if (v != 0 && v != ~u64{0}) return false;
-  c.state.mcg_ctl = v;
-  return true;
-}
+bool read_mc(Cpu& c, u32 index, u64& v) { return read_machine_check(c, index, v, false); }
+bool write_mc(Cpu& c, u32 index, u64 v, bool host) { return write_machine_check(c, index, v, host); }
 
 // --- extended state ---
 
@@ -255,7 +237,7 @@ bool write_hwcr(Cpu& c, u32, u64 v, bool) {
 
 constexpr Entry table[] = {
     // clang-format off
-    {msr::p5_mc_addr, msr::p5_mc_type, feature::mce, read_constant<0>, write_ignored},
+    {msr::p5_mc_addr, msr::p5_mc_type, feature::always, read_mc, write_mc},
     {msr::tsc, msr::tsc, feature::tsc, read_tsc, write_tsc},
     {msr::kvm_wall_clock_old, msr::kvm_system_time_old, feature::always, read_pv, write_pv},
     {msr::platform_id, msr::platform_id, feature::always, read_constant<0>, nullptr},
@@ -276,19 +258,21 @@ constexpr Entry table[] = {
     {msr::sysenter_cs, msr::sysenter_cs, feature::sep, read_field<&CpuState::sysenter_cs>, write_field<&CpuState::sysenter_cs>},
     {msr::sysenter_esp, msr::sysenter_esp, feature::sep, read_field<&CpuState::sysenter_esp>, write_canonical<&CpuState::sysenter_esp>},
     {msr::sysenter_eip, msr::sysenter_eip, feature::sep, read_field<&CpuState::sysenter_eip>, write_canonical<&CpuState::sysenter_eip>},
-    {msr::mcg_cap, msr::mcg_cap, feature::mca, read_constant<bit(8) | bit(24) | mc_bank_count>, nullptr},
-    {msr::mcg_status, msr::mcg_status, feature::mca, read_field<&CpuState::mcg_status>, write_field<&CpuState::mcg_status>},
-    {msr::mcg_ctl, msr::mcg_ctl, feature::mca, read_field<&CpuState::mcg_ctl>, write_mcg_ctl},
+    {msr::mcg_cap, msr::mcg_cap, feature::always, read_mc, nullptr},
+    {msr::mcg_status, msr::mcg_ctl, feature::always, read_mc, write_mc},
     {msr::misc_enable, msr::misc_enable, feature::always, read_field<&CpuState::misc_enable>, write_misc_enable},
     {msr::debugctl, msr::debugctl, feature::always, read_field<&CpuState::debugctl>, write_zero_only},
+    {msr::power_ctl, msr::power_ctl, feature::always, read_field<&CpuState::power_ctl>, write_field<&CpuState::power_ctl>},
     {msr::mtrr_phys_base0, msr::mtrr_phys_base0 + 2 * variable_mtrrs - 1, feature::mtrr, read_mtrr_variable, write_mtrr_variable},
     {msr::mtrr_fix64k, msr::mtrr_fix64k, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
     {msr::mtrr_fix16k_80000, msr::mtrr_fix16k_a0000, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
     {msr::mtrr_fix4k_c0000, msr::mtrr_fix4k_c0000 + 7, feature::mtrr, read_mtrr_fixed, write_mtrr_fixed},
     {msr::pat, msr::pat, feature::pat, read_field<&CpuState::pat>, write_pat},
     {msr::mtrr_def_type, msr::mtrr_def_type, feature::mtrr, read_field<&CpuState::mtrr_def_type>, write_mtrr_def_type},
-    {msr::mc0_ctl, msr::mc0_ctl + 4 * mc_bank_count - 1, feature::mca, read_mc, write_mc},
-    {msr::tsc_deadline, msr::tsc_deadline, feature::tsc_deadline, read_apic, write_apic},
+    {msr::mc0_ctl2, msr::mc0_ctl2 + max_mc_banks - 1, feature::always, read_mc, write_mc},
+    {msr::mc0_ctl, msr::mc0_ctl + 4 * max_mc_banks - 1, feature::always, read_mc, write_mc},
+    // KVM does not look at CPUID here; its selftest debug_regs depends on it.
+    {msr::tsc_deadline, msr::tsc_deadline, feature::always, read_apic, write_apic},
     {msr::pkrs, msr::pkrs, feature::pks, read_pkrs, write_pkrs},
     {msr::x2apic_first, msr::x2apic_last, feature::x2apic, read_apic, write_apic},
     {msr::xss, msr::xss, feature::xsaves, read_field<&CpuState::xss>, write_xss},
@@ -332,7 +316,10 @@ const Entry* find(const Cpu& c, u32 index, bool host) {
 
 bool read_msr(Cpu& cpu, u32 index, u64& value, bool host) {
   const Entry* e = find(cpu, index, host);
-  return e != nullptr && e->read != nullptr && e->read(cpu, index, value);
+  if (e == nullptr || e->read == nullptr) return false;
+  // What a bank lacks, a VMM may still read.
+  if (e->read == read_mc) return read_machine_check(cpu, index, value, host);
+  return e->read(cpu, index, value);
 }
 
 bool write_msr(Cpu& cpu, u32 index, u64 value, bool host) {
@@ -340,12 +327,17 @@ bool write_msr(Cpu& cpu, u32 index, u64 value, bool host) {
   return e != nullptr && e->write != nullptr && e->write(cpu, index, value, host);
 }
 
+bool msr_exists(u32 index) {
+  return std::ranges::any_of(table, [index](const Entry& e) { return index >= e.first && index <= e.last; });
+}
+
 std::span<const u32> msr_indices() {
   static const std::vector<u32> all = [] {
     std::vector<u32> v;
     for (const Entry& e : table) {
-      if (e.first == msr::x2apic_first) continue;            // reached through KVM_GET_LAPIC
-      if (e.read == nullptr || e.write == nullptr) continue; // VMMs save and restore all that is listed
+      if (e.first == msr::x2apic_first) continue;                    // reached through KVM_GET_LAPIC
+      if (e.read == nullptr || e.write == nullptr) continue;         // commands and constants are no state
+      if (e.read == read_mc && e.first != msr::mcg_status) continue; // MCG_CAP says how many banks there are
       for (u32 i = e.first; i <= e.last; ++i) v.push_back(i);
     }
     return v;
