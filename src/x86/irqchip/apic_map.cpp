@@ -53,6 +53,12 @@ bool ApicMap::is_broadcast(const ApicMessage& message, const Lapic* source, cons
          broadcast_quirk_.load(std::memory_order_relaxed);
 }
 
+bool ApicMap::is_target(const ApicMessage& message, const Lapic& apic) const {
+  if (is_broadcast(message, nullptr, apic)) return true;
+  return message.logical ? apic.matches_logical(message.destination)
+                         : apic.matches_physical(message.destination);
+}
+
 template <class Function>
 void ApicMap::for_each_target(const ApicMessage& message, const Lapic* source, Function function) const {
   const u32 destination = message.destination;

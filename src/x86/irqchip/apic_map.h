@@ -26,6 +26,9 @@ class ApicMap {
   // See ApicBus::deliver(). Any thread.
   int deliver(const ApicMessage& message, const Lapic* source) const;
 
+  // Is this message, which comes from a device, for that APIC? Any thread.
+  bool is_target(const ApicMessage& message, const Lapic& apic) const;
+
   // To call when a mode or an xAPIC ID has changed. Any thread.
   void refresh();
 

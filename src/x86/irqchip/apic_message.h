@@ -43,6 +43,10 @@ class ApicBus {
   // The end of a level-triggered vector, or of one that the machine wants to hear of.
   virtual void broadcast_eoi(u8 vector, bool level_triggered) = 0;
   virtual bool wants_edge_eoi(u8 vector) const = 0;
+  // Whether the end of `vector` on this local APIC is to be reported to user space.
+  virtual bool reports_eoi(const Lapic& /*at*/, u8 /*vector*/, bool /*level_triggered*/) const {
+    return false;
+  }
   // Some APIC changed its mode or its xAPIC ID.
   virtual void addressing_changed() = 0;
 };

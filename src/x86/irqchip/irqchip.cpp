@@ -23,13 +23,15 @@ constexpr u32 widest_mmio = 64; // a vector register; what is larger is not an a
 
 } // namespace
 
-IrqChip::IrqChip(const kvm::Clock& clock, kvm::TimerQueue& timers)
-    : clock_(clock), timers_(timers), ioapic_(*this),
+IrqChip::IrqChip(const kvm::Clock& clock, kvm::TimerQueue& timers, std::optional<u32> split)
+    : clock_(clock), timers_(timers), user_pins_(split), ioapic_(*this),
       pit_timer_(timers.add([this](u64 now_ns) { pit_expired(now_ns); })),
       storm_timer_(timers.add([this](u64) {
         const std::scoped_lock guard(lock_);
         ioapic_.retry();
-      })) {}
+      })) {
+  if (split) routing_.set_routing({});
+}
 
 // -- Ports and memory
 
@@ -76,7 +78,7 @@ void IrqChip::write_port(u16 port, u8 value) {
 }
 
 bool IrqChip::pio_read(u16 port, u8 size, u32& value) {
-  if (!may_be_ours(port)) return false;
+  if (!may_be_ours(port) || !has_pic()) return false;
   const std::scoped_lock guard(lock_);
   if (!claims_port(port)) return false;
   value = 0;
@@ -90,7 +92,7 @@ bool IrqChip::pio_read(u16 port, u8 size, u32& value) {
 }
 
 bool IrqChip::pio_write(u16 port, u8 size, u32 value) {
-  if (!may_be_ours(port)) return false;
+  if (!may_be_ours(port) || !has_pic()) return false;
   const std::scoped_lock guard(lock_);
   if (!claims_port(port)) return false;
   for (unsigned i = 0; i < std::min<unsigned>(size, 4); ++i) {
@@ -103,7 +105,7 @@ bool IrqChip::pio_write(u16 port, u8 size, u32 value) {
 
 bool IrqChip::mmio_read(u64 gpa, void* data, u32 size) {
   const u64 offset = gpa - ioapic_base_.load(std::memory_order_relaxed);
-  if (offset >= ioapic_page_size || size > widest_mmio) return false;
+  if (offset >= ioapic_page_size || size > widest_mmio || !has_pic()) return false;
   const std::scoped_lock guard(lock_);
   ioapic_.read(static_cast<u32>(offset), data, size);
   return true;
@@ -111,7 +113,7 @@ bool IrqChip::mmio_read(u64 gpa, void* data, u32 size) {
 
 bool IrqChip::mmio_write(u64 gpa, const void* data, u32 size) {
   const u64 offset = gpa - ioapic_base_.load(std::memory_order_relaxed);
-  if (offset >= ioapic_page_size || size > widest_mmio) return false;
+  if (offset >= ioapic_page_size || size > widest_mmio || !has_pic()) return false;
   const std::scoped_lock guard(lock_);
   ioapic_.write(static_cast<u32>(offset), data, size);
   watch_eoi_vectors();
@@ -170,6 +172,8 @@ int IrqChip::set_routing(std::span<const kvm_irq_routing_entry> entries) {
     };
     if (std::any_of(entries.begin(), entries.end(), invalid)) return -EINVAL;
   }
+  const auto has_chip = [](const kvm_irq_routing_entry& e) { return e.type == KVM_IRQ_ROUTING_IRQCHIP; };
+  if (!has_pic() && std::any_of(entries.begin(), entries.end(), has_chip)) return -EINVAL;
   const std::scoped_lock guard(lock_);
   const int result = routing_.set_routing(entries);
   watch_eoi_vectors();
@@ -189,6 +193,7 @@ int IrqChip::pic_acknowledge() {
 }
 
 void IrqChip::broadcast_eoi(u8 vector, bool level_triggered) {
+  if (!has_pic()) return;
   const std::scoped_lock guard(lock_);
   // First, or a line that is still up would interrupt again at once.
   let_go_resampled(0, ioapic_.pins_of(vector));
@@ -198,6 +203,22 @@ void IrqChip::broadcast_eoi(u8 vector, bool level_triggered) {
 
 bool IrqChip::wants_edge_eoi(u8 vector) const {
   return (eoi_vectors_[vector / 64u].load(std::memory_order_relaxed) >> (vector & 63) & 1) != 0;
+}
+
+// What KVM collects in a vCPU's EOI exit bitmap: the vectors that level-triggered pins of the I/O APIC in
+// user space can send to it, or have sent to it before they were changed.
+bool IrqChip::reports_eoi(const Lapic& at, u8 vector, bool level_triggered) const {
+  if (has_pic() || !wants_edge_eoi(vector)) return false;
+  if (level_triggered) return true;
+  const auto routes = routing_.routes();
+  for (u32 gsi = 0; gsi < std::min(*user_pins_, kvm::max_irq_routes); ++gsi) {
+    for (const kvm::IrqRoute& route : routes->of(gsi)) {
+      if (route.kind != kvm::IrqRoute::Kind::Msi) continue;
+      const ApicMessage message = decode_msi(route.msi);
+      if (message.level_triggered && message.vector == vector && apics_.is_target(message, at)) return true;
+    }
+  }
+  return false;
 }
 
 // The guest has acknowledged these: resampled irqfds let their line go, and hear of it.
@@ -257,6 +278,7 @@ int IrqChip::create_pit(const kvm_pit_config& config) {
   if ((config.flags & ~static_cast<u32>(KVM_PIT_SPEAKER_DUMMY)) != 0) return -EINVAL;
   const std::scoped_lock guard(lock_);
   if (pit_) return -EEXIST;
+  if (!has_pic()) return -ENOENT;
   pit_.emplace(clock_.now_ns());
   speaker_port_ = (config.flags & KVM_PIT_SPEAKER_DUMMY) != 0;
   watch_eoi_vectors();
@@ -266,6 +288,13 @@ int IrqChip::create_pit(const kvm_pit_config& config) {
 void IrqChip::watch_eoi_vectors() {
   std::array<u64, 4> vectors{};
   const auto routes = routing_.routes();
+  for (u32 gsi = 0; gsi < std::min(user_pins_.value_or(0), kvm::max_irq_routes); ++gsi) {
+    for (const kvm::IrqRoute& route : routes->of(gsi)) {
+      if (route.kind != kvm::IrqRoute::Kind::Msi) continue;
+      const ApicMessage message = decode_msi(route.msi);
+      if (message.level_triggered) vectors[message.vector / 64u] |= bit(message.vector & 63);
+    }
+  }
   for (u32 pin = 0; pin < IoApic::pins; ++pin) {
     const int gsi = routes->gsi_of_ioapic(pin);
     if (gsi < 0) continue;
@@ -344,6 +373,7 @@ int IrqChip::set_pit_reinject(bool on) {
 // -- State
 
 int IrqChip::get_state(kvm_irqchip& chip) {
+  if (!has_pic()) return -ENXIO;
   const std::scoped_lock guard(lock_);
   switch (chip.chip_id) {
   case KVM_IRQCHIP_PIC_MASTER:
@@ -354,6 +384,7 @@ int IrqChip::get_state(kvm_irqchip& chip) {
 }
 
 int IrqChip::set_state(const kvm_irqchip& chip) {
+  if (!has_pic()) return -ENXIO;
   const std::scoped_lock guard(lock_);
   switch (chip.chip_id) {
   case KVM_IRQCHIP_PIC_MASTER:

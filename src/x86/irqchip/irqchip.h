@@ -36,15 +36,19 @@ class IrqChip final : public ApicBus {
   static constexpr unsigned pit_source = 2;
 
   // `timers`: the VM's own queue, for the PIT and for interrupt storms; some thread (one vCPU will do) must
-  // run it.
-  IrqChip(const kvm::Clock& clock, kvm::TimerQueue& timers);
+  // run it. `split`: only local APICs and the routing of MSIs are here, PIC and I/O APIC are in user space
+  // (KVM_CAP_SPLIT_IRQCHIP); the first so many GSIs are the MSIs of its I/O APIC's pins.
+  IrqChip(const kvm::Clock& clock, kvm::TimerQueue& timers, std::optional<u32> split = std::nullopt);
+
+  // PIC and I/O APIC are here. Without them, no port and no address is, and what concerns them is -ENXIO.
+  bool has_pic() const { return !user_pins_; }
 
   // Makes a local APIC reachable, for as long as this object lives. 0, -EINVAL or -EEXIST (ApicMap::attach).
   int attach(Lapic& apic) { return apics_.attach(apic); }
   Lapic* find_apic(u32 id) const { return apics_.find(id); }
 
-  // KVM_CREATE_PIT2; port 0x61 only with KVM_PIT_SPEAKER_DUMMY. -EEXIST the second time, -EINVAL for unknown
-  // flags.
+  // KVM_CREATE_PIT2; port 0x61 only with KVM_PIT_SPEAKER_DUMMY. -ENOENT without a PIC, -EEXIST the second
+  // time, -EINVAL for unknown flags.
   int create_pit(const kvm_pit_config& config);
 
   // false: not a port or an address of these chips. Size 1, 2 or 4; a wide access is that many byte accesses.
@@ -58,7 +62,7 @@ class IrqChip final : public ApicBus {
   // KVM_SIGNAL_MSI: the number of local APICs reached, -1 if none is addressed, -EINVAL for unknown flags
   // (or, with 32-bit IDs on, a reserved address bit).
   int send_msi(const kvm_msi& msi);
-  // KVM_SET_GSI_ROUTING.
+  // KVM_SET_GSI_ROUTING. -EINVAL for routes to chips that are not here.
   int set_routing(std::span<const kvm_irq_routing_entry> entries);
   std::shared_ptr<const kvm::IrqRoutes> routes() const { return routing_.routes(); }
   // KVM_CAP_X2APIC_API.
@@ -92,6 +96,7 @@ class IrqChip final : public ApicBus {
   }
   void broadcast_eoi(u8 vector, bool level_triggered) override;
   bool wants_edge_eoi(u8 vector) const override;
+  bool reports_eoi(const Lapic& at, u8 vector, bool level_triggered) const override;
   void addressing_changed() override { apics_.refresh(); }
 
  private:
@@ -118,9 +123,10 @@ class IrqChip final : public ApicBus {
   std::atomic<bool> pic_output_{false};
   std::atomic<u64> ioapic_base_{IoApic::default_base};
   // Vectors of the I/O APIC pins that the PIT or a resampled irqfd drives: their EOI is the acknowledgement
-  // even if they are edges.
+  // even if they are edges. Or, with the I/O APIC in user space, of its level-triggered pins.
   std::array<std::atomic<u64>, 4> eoi_vectors_{};
   const kvm::IrqFds* irqfds_ = nullptr;
+  const std::optional<u32> user_pins_;
 
   std::mutex lock_;
   Pic pic_;

@@ -64,19 +64,23 @@ void Lapic::reset(bool init) {
   bus_.addressing_changed();
 }
 
-bool Lapic::set_base_msr(u64 value, bool host_initiated) {
-  const u64 old = base_msr();
-  const u64 defined = (low_mask(features_.max_phys_bits) & base_address_mask) | enable_bit | bootstrap_bit |
-                      (features_.x2apic || host_initiated ? x2apic_bit : 0);
+bool Lapic::may_set_base(u64 old, u64 value, const LapicFeatures& features, bool host_initiated) {
+  const u64 defined = (low_mask(features.max_phys_bits) & base_address_mask) | enable_bit | bootstrap_bit |
+                      (features.x2apic || host_initiated ? x2apic_bit : 0);
   if ((value & ~defined) != 0) return false;
   const u64 mode = value & x2apic_modes;
   const u64 old_mode = old & x2apic_modes;
   if (mode == x2apic_bit) return false; // x2APIC without enable is no mode
-  if (!host_initiated) {
-    // SDM figure 11-27: x2APIC is left through "disabled" only, and entered from xAPIC only.
-    if (old_mode == x2apic_modes && mode == enable_bit) return false;
-    if (old_mode == 0 && mode == x2apic_modes) return false;
-  }
+  if (host_initiated) return true;
+  // SDM figure 11-27: x2APIC is left through "disabled" only, and entered from xAPIC only.
+  return !(old_mode == x2apic_modes && mode == enable_bit) && !(old_mode == 0 && mode == x2apic_modes);
+}
+
+bool Lapic::set_base_msr(u64 value, bool host_initiated) {
+  const u64 old = base_msr();
+  if (!may_set_base(old, value, features_, host_initiated)) return false;
+  const u64 mode = value & x2apic_modes;
+  const u64 old_mode = old & x2apic_modes;
   base_.store(value, std::memory_order_relaxed);
   if (mode == old_mode) return true;
   if (mode == x2apic_modes) {
@@ -159,6 +163,8 @@ void Lapic::end_of_interrupt() {
   constexpr u32 suppress_broadcast = 1u << 12;
   const bool suppressed = (reg(spurious) & suppress_broadcast) != 0;
   if ((level && !suppressed) || bus_.wants_edge_eoi(v)) bus_.broadcast_eoi(v, level && !suppressed);
+  // As KVM: whether or not the guest has suppressed the broadcast, which not every VMM knows.
+  if (bus_.reports_eoi(*this, v, level)) events_.report_eoi(v);
   recheck();
 }
 

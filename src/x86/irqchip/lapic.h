@@ -33,6 +33,9 @@ struct LapicFeatures {
 class Lapic {
  public:
   static constexpr u64 default_base = 0xfee0'0000;
+  static constexpr u64 bootstrap_bit = u64{1} << 8;
+  static constexpr u64 x2apic_bit = u64{1} << 10;
+  static constexpr u64 enable_bit = u64{1} << 11;
 
   // `id`: the x2APIC ID, for ever; its low 8 bits are the first xAPIC ID. `bootstrap`: the BSP flag. Starts
   // in the power-up state. The references must outlive the APIC.
@@ -47,6 +50,8 @@ class Lapic {
 
   // IA32_APIC_BASE (MSR 0x1b). false: #GP (reserved bits, invalid transition). A host-initiated write
   // (KVM_SET_SREGS, KVM_SET_MSRS) may make any transition between valid modes.
+  // may_set_base() is the check alone.
+  static bool may_set_base(u64 old, u64 value, const LapicFeatures& features, bool host_initiated);
   u64 base_msr() const { return base_.load(std::memory_order_relaxed); }
   bool set_base_msr(u64 value, bool host_initiated = false);
 
@@ -87,6 +92,8 @@ class Lapic {
   void get_state(kvm_lapic_state& out, bool wide_ids = false) const;
   int set_state(const kvm_lapic_state& in, bool wide_ids = false);
 
+  // A corrected machine check, or one that needs no action: the CMCI.
+  void corrected_machine_check() { deliver_local(lvt_cmci); }
   // A performance counter overflowed; the entry masks itself.
   void performance_interrupt();
 
@@ -149,9 +156,6 @@ class Lapic {
   };
   static constexpr std::array<Register, 7> lvt_registers{lvt_timer, lvt_thermal, lvt_performance, lvt_lint0,
                                                          lvt_lint1, lvt_error,   lvt_cmci};
-  static constexpr u64 bootstrap_bit = u64{1} << 8;
-  static constexpr u64 x2apic_bit = u64{1} << 10;
-  static constexpr u64 enable_bit = u64{1} << 11;
   static constexpr u64 x2apic_modes = x2apic_bit | enable_bit;
   static constexpr u64 base_address_mask = ~u64{0xfff};
   static constexpr u32 software_enable_bit = 1u << 8;

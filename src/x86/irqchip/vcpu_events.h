@@ -18,6 +18,8 @@ class VcpuEvents {
   virtual void post_init() = 0;
   virtual void post_startup(u8 vector) = 0; // SIPI: start at vector << 12
   virtual void post_unhalt() = 0; // ends a HLT, the next one if the vCPU is not halted (KVM_HC_KICK_CPU)
+  // On the vCPU's own thread: an interrupt has ended that came from the I/O APIC in user space.
+  virtual void report_eoi(u8) {}
 };
 
 // Converts between the guest's TSC and the Clock: for the TSC-deadline timer, and for paravirtual clocks.
