@@ -6,7 +6,9 @@
 #include "kvm/memory_slots.h"
 #include "kvm/uapi_6_12.h"
 #include "x86/api/vm.h"
+#include "x86/cpu/cpuid.h"
 #include "x86/cpu/features.h"
+#include "x86/cpu/state.h"
 #include "x86/cpu/xsave_layout.h"
 #include "x86/pv/pv_features.h"
 
@@ -62,6 +64,14 @@ int check_extension(u32 capability, const Vm* vm) {
   case KVM_CAP_STEAL_TIME:
   case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
   case KVM_CAP_DISABLE_QUIRKS:
+  case KVM_CAP_X86_USER_SPACE_MSR:
+  case KVM_CAP_SET_GUEST_DEBUG:
+  case KVM_CAP_VCPU_ATTRIBUTES:
+  case KVM_CAP_SYS_ATTRIBUTES:
+  case KVM_CAP_SPLIT_IRQCHIP:
+  case KVM_CAP_EXCEPTION_PAYLOAD:
+  case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
+  case KVM_CAP_X86_MSR_FILTER:
   case KVM_CAP_GET_TSC_KHZ:
   case KVM_CAP_TSC_CONTROL:
   case KVM_CAP_VM_TSC_CONTROL:
@@ -93,11 +103,22 @@ int check_extension(u32 capability, const Vm* vm) {
   case KVM_CAP_DIRTY_LOG_RING:
   case KVM_CAP_DIRTY_LOG_RING_ACQ_REL: return kvm::DirtyRing::max_entries * sizeof(kvm_dirty_gfn);
   case KVM_CAP_ADJUST_CLOCK: return KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+  case KVM_CAP_MCE: return max_mc_banks;
+  case KVM_CAP_SYNC_REGS: return KVM_SYNC_X86_VALID_FIELDS;
+  case KVM_CAP_SET_GUEST_DEBUG2:
+    return KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_USE_SW_BP |
+           KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_BLOCKIRQ;
   case KVM_CAP_DISABLE_QUIRKS2: return Vm::supported_quirks;
   case KVM_CAP_XSAVE2: return static_cast<int>(std::max<u32>(xsave::standard_size(~u64{0}), 4096));
   case KVM_CAP_X2APIC_API: return KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
   default: return 0;
   }
+}
+
+u64 supported_xcr0(std::span<const kvm_cpuid_entry2> cpuid) {
+  CpuidTable table;
+  table.set(cpuid);
+  return table.xcr0_allowed();
 }
 
 std::vector<kvm_cpuid_entry2> supported_cpuid(const CpuModelSelection& model) {

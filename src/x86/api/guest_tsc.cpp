@@ -17,4 +17,11 @@ u64 TscSync::offset_for(u64 value, u64 khz) {
   return offset_;
 }
 
+void TscSync::note_offset(u64 offset, u64 khz) {
+  const std::scoped_lock guard(lock_);
+  any_ = true;
+  khz_ = khz;
+  offset_ = offset;
+}
+
 } // namespace ring3::x86

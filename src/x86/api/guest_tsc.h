@@ -26,6 +26,9 @@ class TscSync {
   // would show now, or 0, gets the offset of that one, as in KVM.
   u64 offset_for(u64 value, u64 khz);
 
+  // A VMM has given a vCPU this offset itself (KVM_VCPU_TSC_OFFSET): what is written next is measured by it.
+  void note_offset(u64 offset, u64 khz);
+
  private:
   const kvm::Clock& clock_;
   std::mutex lock_;

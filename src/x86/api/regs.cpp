@@ -77,6 +77,8 @@ int Vcpu::set_regs(const kvm_regs& in) {
   s.regs[r14] = in.r14;
   s.regs[r15] = in.r15;
   if (in.rip != s.rip()) abandon_instruction();
+  // As KVM: who writes registers has done with an exception that has not happened yet.
+  if (queued_ && queued_->pending) queued_.reset();
   s.regs[reg_rip] = in.rip;
   s.set_rflags(in.rflags);
   cpu_.mode_changed();
@@ -105,12 +107,14 @@ template <class Sregs> void Vcpu::get_common_sregs(Sregs& out) {
   out.cr4 = s.cr4;
   out.cr8 = cr8();
   out.efer = s.efer;
-  out.apic_base = lapic_ != nullptr ? lapic_->base_msr() : 0;
+  out.apic_base = apic_base();
 }
 
 int Vcpu::get_sregs(kvm_sregs& out) {
   get_common_sregs(out);
-  if (user_interrupt_) out.interrupt_bitmap[*user_interrupt_ / 64] |= bit(*user_interrupt_ % 64);
+  std::optional<u8> vector = lapic_ == nullptr ? user_interrupt_ : std::nullopt;
+  if (queued_ && queued_->type == EventType::external) vector = queued_->vector;
+  if (vector) out.interrupt_bitmap[*vector / 64] |= bit(*vector % 64);
   return 0;
 }
 
@@ -127,7 +131,7 @@ template <class Sregs> int Vcpu::set_common_sregs(const Sregs& in) {
   } else if ((in.efer & efer::lma) != 0 || in.cs.l != 0) {
     return -EINVAL;
   }
-  if (lapic_ != nullptr && !lapic_->set_base_msr(in.apic_base, true)) return -EINVAL;
+  if (!set_apic_base(in.apic_base, true)) return -EINVAL;
 
   s.segment(Seg::cs) = from_kvm(in.cs);
   s.segment(Seg::ds) = from_kvm(in.ds);
@@ -144,7 +148,11 @@ template <class Sregs> int Vcpu::set_common_sregs(const Sregs& in) {
   s.cr3 = in.cr3;
   s.cr4 = in.cr4;
   s.efer = in.efer;
-  set_cr8(in.cr8 & 15);
+  if (lapic_ != nullptr) {
+    lapic_->set_cr8(in.cr8 & 15);
+  } else {
+    user_apic_.cr8 = in.cr8 & 15;
+  }
   s.cpl = s.protected_mode() ? s.segment(Seg::ss).dpl : u8{0};
   if (s.v8086()) s.cpl = 3;
   cpu_.mmu.select_context((s.cr4 & cr4::pcide) != 0 ? static_cast<u16>(s.cr3 & 0xfff) : u16{0});
@@ -212,13 +220,7 @@ int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
   cpu_.mmu.set_gbpages(cpu_.cpuid.has(feature::pdpe1gb));
   cpu_.mmu.flush_all();
   cpu_.blocks().flush();
-  if (lapic_ != nullptr) {
-    LapicFeatures f{};
-    f.max_phys_bits = static_cast<u8>(cpu_.cpuid.max_phys_bits());
-    f.x2apic = cpu_.cpuid.has(feature::x2apic);
-    f.tsc_deadline = cpu_.cpuid.has(feature::tsc_deadline);
-    lapic_->set_features(f);
-  }
+  machine_check_changed();
   return 0;
 }
 

@@ -40,11 +40,13 @@ Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
   vcpu_.attach(std::make_unique<Arch>(*this));
   cpu_.mmu.set_dirty_ring(vcpu_.dirty_ring());
   cpu_.state.tsc_offset = tsc_offset_for(0); // in step with the others, and 0 for the first
+  if (id == vm.boot_cpu_id()) user_apic_.base |= Lapic::bootstrap_bit;
   if (vm.irqchip() != nullptr) {
     lapic_ =
         std::make_unique<Lapic>(id, id == vm.boot_cpu_id(), *vm.irqchip(), vm.clock(), timers_, *this, *this);
     lapic_->set_bus_cycle(vm.apic_bus_cycle_ns());
     pv_.attach(*lapic_);
+    lapic_->set_features(lapic_features());
     if (id != vm.boot_cpu_id()) cpu_.state.activity = Activity::wait_for_init;
   }
 }
@@ -101,19 +103,14 @@ u64 Vcpu::tsc_at(u64 host_tsc) const {
   return scale_ticks(host_tsc, tsc_khz_, vm_.clock().tsc_khz()) + cpu_.state.tsc_offset;
 }
 
-u8 Vcpu::cr8() const { return lapic_ != nullptr ? lapic_->cr8() : u8{0}; }
-void Vcpu::set_cr8(u8 value) {
-  if (lapic_ != nullptr) lapic_->set_cr8(value);
-}
-
 bool Vcpu::read_apic_msr(u32 index, u64& value) {
+  if (index == msr::apic_base) {
+    value = apic_base();
+    return true;
+  }
   if (lapic_ == nullptr) {
     value = 0;
-    return index == msr::apic_base;
-  }
-  if (index == msr::apic_base) {
-    value = lapic_->base_msr();
-    return true;
+    return index == msr::tsc_deadline;
   }
   if (index == msr::tsc_deadline) {
     value = lapic_->tsc_deadline();
@@ -123,16 +120,9 @@ bool Vcpu::read_apic_msr(u32 index, u64& value) {
   return lapic_->read_x2apic_msr(index, value);
 }
 bool Vcpu::write_apic_msr(u32 index, u64 value, bool host) {
-  if (lapic_ == nullptr) return false;
+  if (index == msr::apic_base) return set_apic_base(value, host);
+  if (lapic_ == nullptr) return index == msr::tsc_deadline; // as KVM: there is no timer to arm
   pv_.settle_eoi();
-  if (index == msr::apic_base) {
-    const u64 old = lapic_->base_msr();
-    if (!lapic_->set_base_msr(value, host)) return false;
-    // The APIC page may have moved: it shadows memory.
-    if (lapic_->base_msr() != old) cpu_.mmu.flush_all();
-    cpu_.state.apic_enabled = lapic_->enabled();
-    return true;
-  }
   if (index == msr::tsc_deadline) {
     lapic_->set_tsc_deadline(value);
     return true;
@@ -230,9 +220,9 @@ void Vcpu::take_requests(u32 requests) {
 }
 
 bool Vcpu::interrupt_waiting() const {
-  if (user_interrupt_) return true;
-  if (lapic_ == nullptr) return false;
-  return lapic_->highest_pending() >= 0 || (vm_.irqchip()->pic_pending() && lapic_->accepts_pic());
+  if (lapic_ == nullptr) return user_interrupt_.has_value();
+  if (lapic_->highest_pending() >= 0) return true;
+  return (user_interrupt_ || vm_.irqchip()->pic_pending()) && lapic_->accepts_pic();
 }
 
 bool Vcpu::runnable() {
@@ -255,12 +245,14 @@ bool Vcpu::runnable() {
 }
 
 bool Vcpu::deliver_vector(u8 vector) {
-  if (cpu_.deliver_interrupt(vector)) {
-    ++vcpu_.stats().irq_injections;
-    return true;
-  }
+  ++vcpu_.stats().irq_injections;
+  return deliver_or_fault(EventType::external, vector);
+}
+
+bool Vcpu::deliver_or_fault(EventType type, u8 vector) {
+  if (cpu_.deliver_event(type, vector, std::nullopt)) return true;
   if (!cpu_.fault_pending) {
-    requeue_if_memory_fault(EventType::external, vector);
+    requeue_if_memory_fault(type, vector);
     return false;
   }
   const Fault f = cpu_.fault;
@@ -278,14 +270,20 @@ bool Vcpu::deliver_nmi() {
 bool Vcpu::deliver_queued() {
   const QueuedEvent e = *queued_;
   queued_.reset();
+  if (e.pending) begin_exception(e);
   if (e.type == EventType::exception) {
-    Fault f{.vector = static_cast<Vector>(e.vector), .error_code = e.error.value_or(0)};
-    f.cr2 = cpu_.state.cr2;
-    if (cpu_.deliver_fault(f)) return true;
-    if (cpu_.exit_pending && cpu_.exit == CpuExit::memory_fault) queued_ = e;
+    QueuedEvent again = e;
+    again.pending = false;
+    if (cpu_.deliver_fault(Fault{.vector = static_cast<Vector>(e.vector),
+                                 .error_code = e.error.value_or(0),
+                                 .cr2 = cpu_.state.cr2,
+                                 .reinjected = true}))
+      return true;
+    if (cpu_.exit_pending && cpu_.exit == CpuExit::memory_fault) queued_ = again;
     return false;
   }
   if (e.type == EventType::nmi) return deliver_nmi();
+  if (e.type == EventType::software_exception) return deliver_or_fault(e.type, e.vector);
   return deliver_vector(e.vector);
 }
 
@@ -293,12 +291,14 @@ bool Vcpu::deliver_pending() {
   cpu_.exit_pending = false;
   if (cpu_.replaying()) {
     // First finish the instruction that user space has just answered.
-    if (nmis_posted_.load() != 0 || smi_waiting() || interrupt_waiting())
+    if (nmis_posted_.load() != 0 || smi_waiting() || interrupt_waiting() ||
+        wants_interrupt_window(run_page()))
       vcpu_.post_quietly(kvm::request::event);
     return true;
   }
   cpu_.window_wanted = false;
   if (queued_ && !deliver_queued()) return false;
+  if (cpu_.debugger.block_interrupts) return true;
   if (smi_posted_.load()) {
     if (!smi_waiting()) {
       cpu_.window_wanted = true;
@@ -321,7 +321,7 @@ bool Vcpu::deliver_pending() {
     cpu_.window_wanted = true;
     return true;
   }
-  if (user_interrupt_) {
+  if (user_interrupt_ && (lapic_ == nullptr || lapic_->accepts_pic())) {
     const u8 vector = *user_interrupt_;
     user_interrupt_.reset();
     return deliver_vector(vector);
@@ -341,7 +341,19 @@ bool Vcpu::deliver_pending() {
 kvm::Entry Vcpu::enter(kvm_run& run) {
   has_run_ = true;
   cpu_.synchronize_code();
+  if (std::exchange(triple_fault_pending_, false)) {
+    run.exit_reason = KVM_EXIT_SHUTDOWN;
+    return kvm::Entry::user;
+  }
+  if (exit_for_eoi(run)) return kvm::Entry::user;
   if (!deliver_pending()) return finish(cpu_.exit, run);
+  if (!cpu_.replaying() && wants_interrupt_window(run)) {
+    if (ready_for_user_interrupt()) {
+      run.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+      return kvm::Entry::user;
+    }
+    cpu_.window_wanted = true;
+  }
   pv_.offer_eoi();
   executing_ = true;
   const CpuExit why = cpu_.run();
@@ -349,13 +361,22 @@ kvm::Entry Vcpu::enter(kvm_run& run) {
   return finish(why, run);
 }
 
+// Without our local APIC, HLT is user space's business, and for KVM the vCPU goes on running.
+kvm::Entry Vcpu::halted() {
+  if (!halts_here()) cpu_.state.activity = Activity::running;
+  return kvm::Entry::halted;
+}
+
 kvm::Entry Vcpu::finish(CpuExit why, kvm_run& run) {
   switch (why) {
   case CpuExit::request: return kvm::Entry::again;
-  case CpuExit::halt: return kvm::Entry::halted;
+  case CpuExit::halt: return halted();
+  case CpuExit::lower_tpr: run.exit_reason = KVM_EXIT_SET_TPR; return kvm::Entry::user;
   case CpuExit::io:
   case CpuExit::mmio:
-  case CpuExit::hypercall: return exit_to_user(run);
+  case CpuExit::hypercall:
+  case CpuExit::msr: return exit_to_user(run);
+  case CpuExit::debug: return exit_to_debugger(run);
   case CpuExit::memory_fault:
     fill_memory_fault(run, cpu_.lost_page, kvm::memory_exit_flag_private);
     return kvm::Entry::user;
@@ -373,9 +394,10 @@ constexpr u64 vapic_port = 0x7e;
 
 kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
   const ExternalAccess& e = cpu_.external;
-  if (!e.io && !e.hypercall && leaves_emulation_to_user_space()) return fail_emulation(run);
+  if (e.kind == ExternalAccess::Kind::memory && leaves_emulation_to_user_space()) return fail_emulation(run);
   external_open_ = true;
-  if (e.io) {
+  switch (e.kind) {
+  case ExternalAccess::Kind::port:
     run.exit_reason = KVM_EXIT_IO;
     run.io.direction = e.write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
     run.io.size = e.size;
@@ -390,7 +412,8 @@ kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
       cpu_.complete_external(0);
       if (!cpu_.finish_instruction() && cpu_.exit == CpuExit::shutdown) return finish(cpu_.exit, run);
     }
-  } else if (e.hypercall) {
+    break;
+  case ExternalAccess::Kind::hypercall: {
     const bool wide = cpu_.code64();
     const auto argument = [&](Gpr r) { return cpu_.state.regs[r] & low_mask(wide ? 64 : 32); };
     run.exit_reason = KVM_EXIT_HYPERCALL;
@@ -399,12 +422,22 @@ kvm::Entry Vcpu::exit_to_user(kvm_run& run) {
     run.hypercall.args[1] = argument(rcx);
     run.hypercall.args[2] = argument(rdx);
     run.hypercall.longmode = wide ? 1 : 0; // KVM_EXIT_HYPERCALL_LONG_MODE
-  } else {
+    break;
+  }
+  case ExternalAccess::Kind::msr:
+    run.exit_reason = e.write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
+    run.msr = {};
+    run.msr.reason = e.reason;
+    run.msr.index = static_cast<u32>(e.address);
+    run.msr.data = e.data;
+    break;
+  case ExternalAccess::Kind::memory:
     run.exit_reason = KVM_EXIT_MMIO;
     run.mmio.phys_addr = e.address;
     run.mmio.len = e.size;
     run.mmio.is_write = e.write ? 1 : 0;
     std::memcpy(run.mmio.data, &e.data, sizeof run.mmio.data);
+    break;
   }
   return kvm::Entry::user;
 }
@@ -413,18 +446,23 @@ void Vcpu::complete_user_exit(kvm_run& run) {
   if (!external_open_) return;
   external_open_ = false;
   u64 data = 0;
-  if (cpu_.external.io) {
+  bool refused = false;
+  switch (cpu_.external.kind) {
+  case ExternalAccess::Kind::port: {
     const std::byte* const pio = vcpu_.pages().pio();
-    if (cpu_.external.count > 1) {
+    if (cpu_.external.count > 1)
       return cpu_.complete_external({pio, std::size_t{cpu_.external.size} * cpu_.external.count});
-    }
     std::memcpy(&data, pio, sizeof data);
-  } else if (cpu_.external.hypercall) {
-    data = run.hypercall.ret;
-  } else {
-    std::memcpy(&data, run.mmio.data, sizeof data);
+    break;
   }
-  cpu_.complete_external(data);
+  case ExternalAccess::Kind::hypercall: data = run.hypercall.ret; break;
+  case ExternalAccess::Kind::msr:
+    data = run.msr.data;
+    refused = run.msr.error != 0;
+    break;
+  case ExternalAccess::Kind::memory: std::memcpy(&data, run.mmio.data, sizeof data); break;
+  }
+  cpu_.complete_external(data, refused);
 }
 
 bool Vcpu::is_guest_memory(const void* host) const { return vm_.slots().backs(host); }
@@ -433,19 +471,13 @@ void Vcpu::guest_memory_lost(const void* host) {
   lost_memory_ = host;
   // Otherwise it was an event on its way in, or an ioctl: no instruction to go back to.
   cpu_.abandon_in_the_middle(std::exchange(executing_, false));
+  end_run(run_page());
   vcpu_.out_of_guest();
+  end_run(run_page());
 }
 
 // --- events from user space ---
 
-int Vcpu::interrupt(u32 vector) {
-  if (vector > 255) return -EINVAL;
-  if (lapic_ != nullptr) return -ENXIO;
-  if (user_interrupt_) return -EEXIST;
-  user_interrupt_ = static_cast<u8>(vector);
-  event_pending();
-  return 0;
-}
 int Vcpu::nmi() {
   post_nmi();
   return 0;

@@ -33,7 +33,7 @@ class Vcpu final : public kvm::VcpuApi,
   kvm::Vcpu& generic() { return vcpu_; }
 
   // --- kvm::VcpuApi ---
-  int run() override;
+  int run() override; // run_sync.cpp
   kvm_run& run_page() override { return vcpu_.run_page(); }
   void kick() override { vcpu_.post(kvm::request::kick); }
   int get_regs(kvm_regs& out) override;
@@ -95,6 +95,7 @@ class Vcpu final : public kvm::VcpuApi,
   void post_init() override;
   void post_startup(u8 vector) override;
   void post_unhalt() override;
+  void report_eoi(u8 vector) override;
 
   // --- GuestTsc ---
   u64 clock_ns_at(u64 tsc) const override;
@@ -113,11 +114,21 @@ class Vcpu final : public kvm::VcpuApi,
   int set_sregs2(const kvm_sregs2& in);
   // KVM_SET_TSC_KHZ: the counter jumps to what it would be at this rate; 0: the host's rate.
   int set_tsc_khz(u64 khz);
+  // The offset between the Clock's TSC, at this vCPU's rate, and the guest's (KVM_VCPU_TSC_OFFSET, modulo
+  // 2^64; devices/vcpu.rst, 4.1).
+  u64 tsc_offset() const { return cpu_.state.tsc_offset; }
+  void set_tsc_offset(u64 offset);
   int tpr_access_reporting(kvm_tpr_access_ctl& control);
   int set_vapic_addr(u64 address);
   // KVM_PRE_FAULT_MEMORY (vcpu_memory.cpp): `range` is what is left of it. 0 if any page was done.
   int pre_fault_memory(kvm::PreFaultMemory& range);
   int enable_capability(const kvm_enable_cap& cap);
+  // KVM_X86_SETUP_MCE and KVM_X86_SET_MCE (machine_check.cpp).
+  int setup_mce(u64 cap);
+  int set_mce(const kvm_x86_mce& in);
+  // KVM_SET_GUEST_DEBUG (guest_debug.cpp): -EBUSY if an exception is to be injected and another one is
+  // already.
+  int set_guest_debug(const kvm_guest_debug& in);
 
   // KVM_SMI (vcpu_smm.cpp): one is latched while the vCPU is in SMM.
   int smi();
@@ -133,6 +144,18 @@ class Vcpu final : public kvm::VcpuApi,
 
  private:
   class Arch;
+  // An event that KVM_SET_VCPU_EVENTS says is on its way in: delivered before anything else.
+  struct QueuedEvent {
+    EventType type;
+    u8 vector;
+    std::optional<u32> error;
+    // An exception of which nothing has happened yet; its payload then is what CR2 or DR6 becomes.
+    bool pending = false;
+    std::optional<u64> payload{};
+    bool is_exception() const {
+      return type == EventType::exception || type == EventType::software_exception;
+    }
+  };
   bool write_event(kvm::IoSpace space, u64 address, std::span<const std::byte> data);
   void take_requests(u32 requests);
   bool runnable();
@@ -157,9 +180,11 @@ class Vcpu final : public kvm::VcpuApi,
   // False: the guest shut down or needs user space while an event was delivered.
   bool deliver_pending();
   bool deliver_vector(u8 vector);
+  bool deliver_or_fault(EventType type, u8 vector);
   bool deliver_nmi();
   bool deliver_queued();
   void requeue_if_memory_fault(EventType type, u8 vector);
+  void begin_exception(const QueuedEvent& e);
   bool interrupt_waiting() const;
   template <class Sregs> void get_common_sregs(Sregs& out);
   template <class Sregs> int set_common_sregs(const Sregs& in);
@@ -170,12 +195,32 @@ class Vcpu final : public kvm::VcpuApi,
   bool leaves_emulation_to_user_space();
   std::size_t instruction_bytes(std::span<u8> out);
   static void fill_memory_fault(kvm_run& run, GuestPhys page, u64 flags);
+  // run_sync.cpp
+  int begin_run(kvm_run& run);
+  void end_run(kvm_run& run);
+  int take_synced_registers(kvm_run& run);
+  void show_synced_registers(kvm_run& run);
+  bool accepts_user_interrupt() const;
+  bool ready_for_user_interrupt() const;
+  bool wants_interrupt_window(const kvm_run& run) const;
+  bool exit_for_eoi(kvm_run& run);
+  u64 apic_base() const;
+  bool set_apic_base(u64 value, bool host);
+  LapicFeatures lapic_features() const;
+  void machine_check_changed();
+  kvm::Entry exit_to_debugger(kvm_run& run);
+  kvm::Entry halted();
   kvm::Entry finish(CpuExit why, kvm_run& run);
+  u64 linear_rip() const;
 
   Vm& vm_;
   kvm::Vcpu vcpu_;
   kvm::TimerQueue timers_;
   std::unique_ptr<Lapic> lapic_; // null without the in-kernel irqchip
+  struct {
+    u64 base = Lapic::default_base | Lapic::enable_bit;
+    u8 cr8 = 0;
+  } user_apic_; // what there is to know here of a local APIC in user space
   Cpu cpu_;
   Paravirt pv_;
   u64 tsc_khz_;
@@ -184,15 +229,13 @@ class Vcpu final : public kvm::VcpuApi,
   bool executing_ = false;
   const void* lost_memory_ = nullptr;
   bool external_open_ = false;       // the last exit waits for its answer
+  bool running_ = false;             // between begin_run() and end_run()
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT
+  std::array<u64, 4> user_eois_{};   // vectors whose end user space has to hear of
 
-  // An event that KVM_SET_VCPU_EVENTS says is on its way in: delivered before anything else.
-  struct QueuedEvent {
-    EventType type;
-    u8 vector;
-    std::optional<u32> error;
-  };
   std::optional<QueuedEvent> queued_;
+  bool triple_fault_pending_ = false; // said by KVM_SET_VCPU_EVENTS: KVM_RUN is a shutdown
+  std::optional<u64> int3_stop_;      // linear address of the INT3 at which a debugger stopped us
 
   // Posted by any thread, taken by ours.
   std::atomic<bool> init_posted_{false};

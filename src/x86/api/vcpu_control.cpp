@@ -14,6 +14,12 @@ int Vcpu::set_tsc_khz(u64 khz) {
   return 0;
 }
 
+void Vcpu::set_tsc_offset(u64 offset) {
+  vm_.tsc_sync().note_offset(offset, tsc_khz_);
+  cpu_.state.tsc_offset = offset;
+  tsc_changed();
+}
+
 // The TPR is never trapped here, whatever is asked, so there is nothing to report and no page to keep it in;
 // KVM is the same where the processor has FlexPriority.
 int Vcpu::tpr_access_reporting(kvm_tpr_access_ctl& control) {

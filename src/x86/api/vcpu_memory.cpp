@@ -10,15 +10,6 @@
 
 namespace ring3::x86 {
 
-int Vcpu::run() {
-  if (vm_.dead()) return -EIO;
-  lost_memory_ = nullptr;
-  const int result = vcpu_.run();
-  if (vm_.dead()) return -EIO;
-  // KVM's one exit that is an error as well.
-  return result == 0 && run_page().exit_reason == kvm::exit_memory_fault ? -EFAULT : result;
-}
-
 void Vcpu::fill_memory_fault(kvm_run& run, GuestPhys page, u64 flags) {
   run.exit_reason = kvm::exit_memory_fault;
   const kvm::MemoryFault fault{.flags = flags, .gpa = page.value, .size = page_size};

@@ -33,6 +33,15 @@ int Vm::create_irqchip() {
   return 0;
 }
 
+int Vm::create_split_irqchip(u64 reserved_pins) {
+  const std::scoped_lock guard(lock_);
+  if (reserved_pins > kvm::max_irq_routes) return -EINVAL;
+  if (irqchip_ || !vcpus_.empty()) return -EEXIST; // KVM's word for both
+  irqchip_ = std::make_unique<IrqChip>(*clock_, timers_, static_cast<u32>(reserved_pins));
+  irqchip_->set_irqfds(irqfds_);
+  return 0;
+}
+
 int Vm::create_pit(const kvm_pit_config& config) {
   const std::scoped_lock guard(lock_);
   if (!irqchip_) return -ENOENT;

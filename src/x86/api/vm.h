@@ -86,7 +86,10 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   const kvm::MemorySlots& slots() const { return slots_; }
   kvm::CodeWatch& code_watch() { return code_watch_; }
   kvm::TimerQueue& timers() { return timers_; }
+  // Null if the VMM has all interrupt controllers itself.
   IrqChip* irqchip() { return irqchip_.get(); }
+  // PIC and I/O APIC are ours as well as the local APICs.
+  bool has_pic() const { return irqchip_ != nullptr && irqchip_->has_pic(); }
 
   VmSettings& settings() { return settings_; }
 
@@ -99,6 +102,8 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
 
   // --- what a VMM tunes (vm_control.cpp); 0 or KVM's -errno ---
   int enable_capability(const kvm_enable_cap& cap);
+  // KVM_X86_SET_MSR_FILTER: on return every vCPU goes by the new one.
+  int set_msr_filter(const kvm_msr_filter& filter, MsrFilter::CopyIn copy);
   int set_tss_addr(u64 address);
   int set_identity_map_addr(u64 address);
   int set_nr_mmu_pages(u64 pages);
@@ -137,6 +142,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   int set_apic_bus_cycle(u64 ns); // KVM_CAP_X86_APIC_BUS_CYCLES_NS
   // KVM's promise about its memory calls: when they return, no vCPU uses the old layout. lock_ held.
   void wait_for_new_layout();
+  int create_split_irqchip(u64 reserved_pins);
   // After bits of the dirty log were cleared: returns when no vCPU stores without marking any more. lock_
   // held.
   void revoke_writes();

@@ -42,6 +42,14 @@ int Vm::reinject_control(const kvm_reinject_control& control) {
   return irqchip_ ? irqchip_->set_pit_reinject(control.pit_reinject != 0) : -ENXIO;
 }
 
+int Vm::set_msr_filter(const kvm_msr_filter& filter, MsrFilter::CopyIn copy) {
+  auto made = MsrFilter::make(filter, copy);
+  if (!made) return made.error();
+  const std::scoped_lock guard(lock_);
+  settings_.msr_filter.publish(std::move(*made));
+  return 0;
+}
+
 int Vm::limit_vcpu_ids(u64 count) {
   const std::scoped_lock guard(lock_);
   if (count > max_vcpu_ids || boot_cpu_id_ > count) return -EINVAL;
@@ -98,6 +106,16 @@ int Vm::enable_capability(const kvm_enable_cap& cap) {
     settings_.disabled_exits.fetch_or(argument & supported_disable_exits);
     return 0;
   case kvm::cap_x86_apic_bus_cycles_ns: return set_apic_bus_cycle(argument);
+  case KVM_CAP_EXCEPTION_PAYLOAD: settings_.exception_payload.store(argument != 0); return 0;
+  case KVM_CAP_X86_TRIPLE_FAULT_EVENT: settings_.triple_fault_event.store(argument != 0); return 0;
+  case KVM_CAP_SPLIT_IRQCHIP: return create_split_irqchip(argument);
+  case KVM_CAP_X86_USER_SPACE_MSR: {
+    constexpr u64 known =
+        KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+    if ((argument & ~known) != 0) return -EINVAL;
+    settings_.msr_exits.store(argument);
+    return 0;
+  }
   case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(argument);
   default: return -EINVAL;
   }

@@ -19,6 +19,7 @@ int Vm::irqfd(const kvm_irqfd& args) {
   if (assigns) {
     const std::scoped_lock guard(lock_);
     if (!irqchip_) return -EINVAL;
+    if ((args.flags & KVM_IRQFD_FLAG_RESAMPLE) != 0 && !irqchip_->has_pic()) return -EINVAL;
   }
   return irqfds_.control(args);
 }

@@ -4,6 +4,8 @@
 #pragma once
 
 #include "base/types.h"
+#include "kvm/published.h"
+#include "x86/api/msr_filter.h"
 
 #include <atomic>
 
@@ -23,6 +25,21 @@ struct VmSettings {
   std::atomic<u64> disabled_exits{0};
 
   bool exits_disabled(u64 kind) const { return (disabled_exits.load(std::memory_order_relaxed) & kind) != 0; }
+
+  // KVM_CAP_EXCEPTION_PAYLOAD (api.rst 7.17), KVM_CAP_X86_TRIPLE_FAULT_EVENT (7.27): KVM_GET/SET_VCPU_EVENTS
+  // has more to say.
+  std::atomic<bool> exception_payload{false};
+  std::atomic<bool> triple_fault_event{false};
+  // KVM_MSR_EXIT_REASON_* that become exits instead of #GP: KVM_CAP_X86_USER_SPACE_MSR (api.rst 7.21).
+  std::atomic<u64> msr_exits{0};
+  // Nothing before the first KVM_X86_SET_MSR_FILTER: all is allowed.
+  kvm::Published<MsrFilter> msr_filter;
+
+  bool msr_allowed(u32 index, bool write) const {
+    if (msr_filter.empty()) return true;
+    const auto filter = msr_filter.read();
+    return filter.get() == nullptr || filter.get()->allows(index, write);
+  }
   bool has_quirk(u64 quirk) const { return (disabled_quirks.load(std::memory_order_relaxed) & quirk) == 0; }
 };
 

@@ -9,6 +9,7 @@
 #include "kvm/memory_slots.h"
 #include "x86/cpu/cpuid.h"
 #include "x86/cpu/exceptions.h"
+#include "x86/cpu/guest_debug.h"
 #include "x86/cpu/state.h"
 #include "x86/decode/insn.h"
 #include "x86/mmu/guest_access.h"
@@ -74,6 +75,9 @@ enum class CpuExit : u8 {
   mmio,           // likewise, memory
   hypercall,      // likewise, for an answer; the arguments are in the registers
   memory_fault,   // likewise, to make the private page at Cpu::lost_page reachable; the instruction repeats
+  msr,            // likewise, an MSR that the guest may not or cannot reach
+  lower_tpr,      // CR8 became lower, and the local APIC is in user space
+  debug,          // the debugger's; Cpu::debug_stop says why
   shutdown,       // triple fault
   internal_error, // Cpu::internal_error says what
 };
@@ -82,14 +86,25 @@ enum class CpuExit : u8 {
 // The instruction is executed again from its start once the answer is there; accesses it has already made are
 // replayed, so nothing is done twice and no handler knows the difference.
 struct ExternalAccess {
-  bool io = false;
-  bool hypercall = false; // no access: a question, whose answer is `data`
+  enum class Kind : u8 {
+    memory,
+    port,
+    hypercall, // no access: a question, whose answer is `data`
+    msr,
+  };
+  Kind kind = Kind::memory;
   bool write = false;
   bool string = false; // of INS or OUTS
-  u8 size = 0;
-  u32 count = 1;   // INS: how many elements may come in one answer
-  u64 address = 0; // port or guest-physical address
+  u8 size = 0;         // of memory and ports
+  u32 count = 1;       // INS: how many elements may come in one answer
+  u64 address = 0;     // port, guest-physical address or MSR
   u64 data = 0;
+  u32 reason = 0;       // MSRs: KVM_MSR_EXIT_REASON_*
+  bool refused = false; // MSRs, in the answer: #GP
+
+  bool same_as(const ExternalAccess& other) const {
+    return kind == other.kind && write == other.write && size == other.size && address == other.address;
+  }
 };
 
 // Elements that user space has delivered for a repeated INS and that are not in memory yet.
@@ -168,7 +183,7 @@ class Cpu {
   GuestPhys lost_page; // of CpuExit::memory_fault
   ExternalAccess external;
   // Answers the access in `external` (for reads, with data) so that the instruction can be executed again.
-  void complete_external(u64 data);
+  void complete_external(u64 data, bool refused = false);
   // The same for one of several elements, `external.count` of them one after another.
   void complete_external(std::span<const std::byte> elements);
   // Executes the rest of the instruction that was answered, and nothing more. False: it is not over, see
@@ -179,6 +194,9 @@ class Cpu {
   bool port_write(u16 port, u8 size, u32 value, bool string = false);
   // A hypercall for user space; false: abort.
   bool ask_user_space(u64& answer);
+  // What user space has answered when this instruction asked for an MSR; nothing: it has not asked.
+  std::optional<ExternalAccess> msr_answer(u32 index, bool write);
+  void ask_for_msr(u32 index, bool write, u64 data, u32 reason);
 
   // --- registers by Insn's byte offsets ---
   template <class T> T reg(u8 offset) const {
@@ -395,6 +413,17 @@ class Cpu {
   bool careful() const { return careful_; }
   void update_careful();
   void debug_registers_changed();
+  // Call debug_registers_changed() after a change.
+  GuestDebug debugger;
+  DebugStop debug_stop;
+  // The breakpoints that count now: the debugger's, or the guest's own.
+  u64 active_dr7() const { return debugger.hardware_breakpoints ? debugger.dr7 : state.dr7; }
+  u64 active_dr(unsigned i) const { return debugger.hardware_breakpoints ? debugger.db[i] : state.dr[i]; }
+  // RIP is where the debugger shall find the CPU.
+  void stop_for_debugger(Vector v, u64 dr6_bits) {
+    debug_stop = {v, v == Vector::db ? dr6_bits | dr6::fixed1 : 0};
+    request_exit(CpuExit::debug);
+  }
   bool rf_kept = false; // the instruction set RF itself
   // A fault that comes now belongs to where RIP already points (the new task of a task switch).
   void commit_rip() { rip_committed_ = true; }
@@ -428,6 +457,7 @@ class Cpu {
   std::byte* host_for_update_slow(GuestVirt a, u64 size, Seg s);
   void finish_code_update();
   bool settle_abort();
+  bool take_fault(const Fault& f);
   bool step_carefully();
   void code_written(GuestPhys a, u64 size);
   TlbMode tlb_mode(bool system) const;

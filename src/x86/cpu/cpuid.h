@@ -20,6 +20,7 @@ struct CpuidResult {
 class CpuidTable {
  public:
   void set(std::span<const kvm_cpuid_entry2> entries);
+  std::span<const kvm_cpuid_entry2> entries() const { return entries_; }
   // Before the VMM has said what the CPU has, it may set whatever this hypervisor can do, as in KVM.
   bool given() const { return !entries_.empty(); }
   // The table with the bits that depend on the CPU's state as they are: what KVM_GET_CPUID2 shows.

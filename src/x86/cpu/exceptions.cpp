@@ -332,8 +332,8 @@ bool Cpu::deliver_fault(const Fault& cause) {
   Fault f = cause;
   bool first = true;
   Vector previous = Vector::db; // benign
-  // #AC while #AC is being delivered is benign for ever: processors hang there. Here the instruction faults anew
-  // after a while, so that the run loop sees its exit word.
+  // #AC while #AC is being delivered is benign for ever: processors hang there. Here the instruction faults
+  // anew after a while, so that the run loop sees its exit word.
   constexpr unsigned max_rounds = 8;
   for (unsigned round = 0;; ++round) {
     if (round == max_rounds) return true;
@@ -346,8 +346,8 @@ bool Cpu::deliver_fault(const Fault& cause) {
                            (previous == Vector::pf && (f.vector == Vector::pf || contributory(f.vector)));
       if (doubles) f = Fault{.vector = Vector::df, .error_code = 0, .cr2 = f.cr2};
     }
-    if (f.vector == Vector::pf) state.cr2 = f.cr2;
-    if (f.vector == Vector::db) {
+    if (f.vector == Vector::pf && !f.reinjected) state.cr2 = f.cr2;
+    if (f.vector == Vector::db && !f.reinjected) {
       // DR6's B0-B3 are replaced, BS and friends accumulate (SDM vol. 3, 17.2.3); GD is cleared for the
       // handler.
       state.dr6 = (state.dr6 & ~u64{0xf}) | f.dr6_bits | dr6::fixed1;
@@ -358,7 +358,8 @@ bool Cpu::deliver_fault(const Fault& cause) {
     }
     // Faults save RF=1 so that the instruction breakpoint does not hit again; traps save it as it is.
     const bool trap = f.vector == Vector::db && (f.dr6_bits & 0xf) == 0;
-    const bool is_fault = f.vector != Vector::df && f.vector != Vector::mc && !trap && !f.trap;
+    const bool is_fault =
+        f.vector != Vector::df && f.vector != Vector::mc && !trap && !f.trap && !f.reinjected;
     const u64 old_rf = state.system_flags & rflags::rf;
     if (is_fault) state.system_flags |= rflags::rf;
     std::optional<u32> error;

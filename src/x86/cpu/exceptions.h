@@ -46,9 +46,10 @@ constexpr bool has_error_code(Vector v) {
 struct Fault {
   Vector vector = Vector::ud;
   u32 error_code = 0;
-  u64 cr2 = 0;       // #PF only
-  u64 dr6_bits = 0;  // #DB only: the bits this one sets
-  bool trap = false; // reported after the instruction: the saved RF is not set
+  u64 cr2 = 0;             // #PF only
+  u64 dr6_bits = 0;        // #DB only: the bits this one sets
+  bool trap = false;       // reported after the instruction: the saved RF is not set
+  bool reinjected = false; // CR2, DR6, DR7 and RF already are as the handler shall see them
 };
 
 // Page-fault error code bits (SDM vol. 3, 4.7).

@@ -191,12 +191,8 @@ bool Cpu::probe_write(Seg s, u64 offset, u64 size) {
 // platform: meanwhile that might claim the access, too (a ring of coalesced writes has room again).
 bool Cpu::replayed(const ExternalAccess& want, u64& data) {
   if (replay_next_ >= replay_count_) return false;
-  const ExternalAccess& next = replay_[replay_next_];
-  if (next.io != want.io || next.write != want.write || next.size != want.size ||
-      next.address != want.address)
-    return false;
-  ++replay_next_;
-  data = next.data;
+  if (!replay_[replay_next_].same_as(want)) return false;
+  data = replay_[replay_next_++].data;
   return true;
 }
 
@@ -206,12 +202,18 @@ bool Cpu::replay_or_exit(ExternalAccess want, u64& data) {
     return true;
   }
   external = want;
-  request_exit(want.hypercall ? CpuExit::hypercall : want.io ? CpuExit::io : CpuExit::mmio);
+  switch (want.kind) {
+  case ExternalAccess::Kind::memory: request_exit(CpuExit::mmio); break;
+  case ExternalAccess::Kind::port: request_exit(CpuExit::io); break;
+  case ExternalAccess::Kind::hypercall: request_exit(CpuExit::hypercall); break;
+  case ExternalAccess::Kind::msr: request_exit(CpuExit::msr); break;
+  }
   return false;
 }
 
-void Cpu::complete_external(u64 data) {
+void Cpu::complete_external(u64 data, bool refused) {
   external.data = data;
+  external.refused = refused;
   if (replay_count_ < max_replay) replay_[replay_count_++] = external;
 }
 
@@ -228,7 +230,7 @@ void Cpu::complete_external(std::span<const std::byte> elements) {
 bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
   if (size <= 8) {
     u64 data = 0;
-    if (replayed({.io = false, .write = false, .size = static_cast<u8>(size), .address = a.value}, data)) {
+    if (replayed({.write = false, .size = static_cast<u8>(size), .address = a.value}, data)) {
       std::memcpy(out, &data, size);
       return true;
     }
@@ -237,10 +239,7 @@ bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
   while (size > 0) {
     const u64 n = std::min<u64>(size, 8);
     u64 data = 0;
-    if (!replay_or_exit(
-            {.io = false, .write = false, .size = static_cast<u8>(n), .address = a.value, .data = 0}, data)) {
-      return false;
-    }
+    if (!replay_or_exit({.write = false, .size = static_cast<u8>(n), .address = a.value}, data)) return false;
     std::memcpy(out, &data, n);
     out += n;
     a = a + n;
@@ -252,7 +251,7 @@ bool Cpu::external_read(GuestPhys a, std::byte* out, u64 size) {
 bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
   if (size <= 8) {
     u64 ignored;
-    if (replayed({.io = false, .write = true, .size = static_cast<u8>(size), .address = a.value}, ignored) ||
+    if (replayed({.write = true, .size = static_cast<u8>(size), .address = a.value}, ignored) ||
         platform.mmio_write(a, {in, size}))
       return true;
   }
@@ -261,11 +260,9 @@ bool Cpu::external_write(GuestPhys a, const std::byte* in, u64 size) {
     u64 data = 0;
     std::memcpy(&data, in, n);
     u64 ignored;
-    if (!replay_or_exit(
-            {.io = false, .write = true, .size = static_cast<u8>(n), .address = a.value, .data = data},
-            ignored)) {
+    if (!replay_or_exit({.write = true, .size = static_cast<u8>(n), .address = a.value, .data = data},
+                        ignored))
       return false;
-    }
     in += n;
     a = a + n;
     size -= n;
@@ -280,37 +277,59 @@ bool Cpu::port_read(u16 port, u8 size, u32& value, bool string, u32 most) {
     return true;
   }
   u64 data;
-  if (replayed({.io = true, .write = false, .size = size, .address = port}, data)) {
+  const ExternalAccess want{
+      .kind = ExternalAccess::Kind::port, .string = string, .size = size, .count = most, .address = port};
+  if (replayed(want, data)) {
     value = static_cast<u32>(data);
     return true;
   }
   if (platform.port_read(port, size, value)) return true;
-  if (!replay_or_exit({.io = true, .string = string, .size = size, .count = most, .address = port}, data))
-    return false;
+  if (!replay_or_exit(want, data)) return false;
   value = static_cast<u32>(data);
   return true;
 }
 
 bool Cpu::port_write(u16 port, u8 size, u32 value, bool string) {
   u64 ignored;
-  if (replayed({.io = true, .write = true, .size = size, .address = port}, ignored)) return true;
+  const ExternalAccess want{.kind = ExternalAccess::Kind::port,
+                            .write = true,
+                            .string = string,
+                            .size = size,
+                            .address = port,
+                            .data = value};
+  if (replayed(want, ignored)) return true;
   if (platform.port_write(port, size, value)) return true;
-  return replay_or_exit(
-      {.io = true, .write = true, .string = string, .size = size, .address = port, .data = value}, ignored);
+  return replay_or_exit(want, ignored);
 }
 
-bool Cpu::ask_user_space(u64& answer) { return replay_or_exit({.hypercall = true}, answer); }
+bool Cpu::ask_user_space(u64& answer) {
+  return replay_or_exit({.kind = ExternalAccess::Kind::hypercall}, answer);
+}
+
+std::optional<ExternalAccess> Cpu::msr_answer(u32 index, bool write) {
+  const ExternalAccess want{.kind = ExternalAccess::Kind::msr, .write = write, .address = index};
+  u64 data = 0;
+  if (!replayed(want, data)) return std::nullopt;
+  return replay_[replay_next_ - 1];
+}
+
+void Cpu::ask_for_msr(u32 index, bool write, u64 data, u32 reason) {
+  external = {
+      .kind = ExternalAccess::Kind::msr, .write = write, .address = index, .data = data, .reason = reason};
+  request_exit(CpuExit::msr);
+}
 
 // --- data breakpoints (SDM vol. 3, 17.2.5) ---
 
 void Cpu::note_watchpoint(GuestVirt a, u64 size, bool write) {
+  const u64 dr7 = active_dr7();
   for (unsigned i = 0; i < 4; ++i) {
-    if (field(state.dr7, 2 * i + 1, 2 * i) == 0) continue;
-    const u64 kind = field(state.dr7, 17 + 4 * i, 16 + 4 * i);
-    const u64 len_code = field(state.dr7, 19 + 4 * i, 18 + 4 * i);
+    if (field(dr7, 2 * i + 1, 2 * i) == 0) continue;
+    const u64 kind = field(dr7, 17 + 4 * i, 16 + 4 * i);
+    const u64 len_code = field(dr7, 19 + 4 * i, 18 + 4 * i);
     if (kind == 0 || kind == 2 || (kind == 1 && !write)) continue;
     const u64 len = len_code == 2 ? 8 : len_code + 1;
-    const u64 start = state.dr[i] & ~(len - 1);
+    const u64 start = active_dr(i) & ~(len - 1);
     if (a.value < start + len && start < a.value + size) pending_db_ |= bit(i);
   }
 }

@@ -61,17 +61,19 @@ void Cpu::reset(bool init) {
     for (unsigned i = 0; i < 11; ++i) state.mtrr_fixed[i] = old.mtrr_fixed[i];
     for (unsigned i = 0; i < 16; ++i) state.mtrr_variable[i] = old.mtrr_variable[i];
     state.spec_ctrl = old.spec_ctrl;
+    state.power_ctl = old.power_ctl;
     state.ucode_rev = old.ucode_rev;
     state.smbase = old.smbase;
     state.platform_info = old.platform_info;
     state.arch_capabilities = old.arch_capabilities;
+    state.mcg_cap = old.mcg_cap;
     state.mcg_status = old.mcg_status;
     state.mcg_ctl = old.mcg_ctl;
-    for (unsigned i = 0; i < 128; ++i) state.mc_banks[i] = old.mc_banks[i];
+    for (unsigned i = 0; i < 4 * max_mc_banks; ++i) state.mc_banks[i] = old.mc_banks[i];
+    for (unsigned i = 0; i < max_mc_banks; ++i) state.mc_ctl2[i] = old.mc_ctl2[i];
   } else {
     state.x87.fcw = 0x40;
     state.x87.ftw = 0xff;
-    state.mcg_ctl = ~u64{0};
   }
   pending_db_ = 0;
   fault_pending = exit_pending = false;
@@ -133,11 +135,12 @@ void Cpu::flags_changed() {
 }
 
 void Cpu::debug_registers_changed() {
+  const u64 dr7 = active_dr7();
   watchpoints_ = false;
   breakpoints_ = false;
   for (unsigned i = 0; i < 4; ++i) {
-    if (field(state.dr7, 2 * i + 1, 2 * i) == 0) continue;
-    if (field(state.dr7, 17 + 4 * i, 16 + 4 * i) == 0) {
+    if (field(dr7, 2 * i + 1, 2 * i) == 0) continue;
+    if (field(dr7, 17 + 4 * i, 16 + 4 * i) == 0) {
       breakpoints_ = true;
     } else {
       watchpoints_ = true;
@@ -147,8 +150,8 @@ void Cpu::debug_registers_changed() {
 }
 
 void Cpu::update_careful() {
-  careful_ = breakpoints_ || watchpoints_ || (state.system_flags & (rflags::tf | rflags::rf)) != 0 ||
-             state.sti_shadow || state.mov_ss_shadow;
+  careful_ = breakpoints_ || watchpoints_ || debugger.single_step ||
+             (state.system_flags & (rflags::tf | rflags::rf)) != 0 || state.sti_shadow || state.mov_ss_shadow;
 }
 
 bool Cpu::jump_near(u64 target, u8 opsize) {

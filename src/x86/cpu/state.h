@@ -104,6 +104,8 @@ struct alignas(64) VectorState {
   u64 k[8] = {};
 };
 
+constexpr unsigned max_mc_banks = 32; // KVM_MAX_MCE_BANKS
+
 enum class Activity : u8 { running, halted, wait_for_init, wait_for_sipi, shutdown };
 
 // An event on its way to the guest (SDM vol. 3, 6.4; the types are those of the VMX interruption-information
@@ -161,9 +163,12 @@ struct CpuState {
   u64 mtrr_fixed[11] = {};
   u64 mtrr_variable[16] = {};
   u64 spec_ctrl = 0;
+  u64 mcg_cap = max_mc_banks; // KVM's, until KVM_X86_SETUP_MCE
   u64 mcg_status = 0, mcg_ctl = 0;
-  u64 mc_banks[32 * 4] = {};
+  u64 mc_banks[max_mc_banks * 4] = {}; // MCi_CTL, STATUS, ADDR, MISC
+  u64 mc_ctl2[max_mc_banks] = {};
   u64 debugctl = 0;
+  u64 power_ctl = 0; // any value, and nothing follows from it
   u64 virt_spec_ctrl = 0;
   u64 hwcr = 0;
   u64 ucode_rev = 0x100000000;

@@ -178,6 +178,10 @@ Step handle_int(Cpu& c, const Insn& in) {
   return done(c.deliver_event(EventType::software_interrupt, vector, std::nullopt));
 }
 Step handle_int3(Cpu& c, const Insn&) {
+  if (c.debugger.software_breakpoints) {
+    c.stop_for_debugger(Vector::bp, 0);
+    return Step::abort;
+  }
   return done(c.deliver_event(EventType::software_exception, 3, std::nullopt));
 }
 Step handle_into(Cpu& c, const Insn&) {
@@ -187,6 +191,10 @@ Step handle_into(Cpu& c, const Insn&) {
 // ICEBP is a #DB of its own: it takes breakpoints held back by MOV SS with it, and a single-step trap is
 // lost.
 Step handle_int1(Cpu& c, const Insn&) {
+  if (c.debugger.takes(0)) {
+    c.stop_for_debugger(Vector::db, 0);
+    return Step::abort;
+  }
   const u64 held = c.pending_db();
   c.pending_db() = 0;
   if (!c.deliver_event(EventType::icebp, 1, std::nullopt)) {

@@ -68,7 +68,7 @@ bool debug_register(Cpu& c, u8& n) {
     c.ud();
     return false;
   }
-  if ((c.state.dr7 & bit(13)) != 0) {
+  if ((c.active_dr7() & bit(13)) != 0) {
     c.record_fault(Fault{.vector = Vector::db, .dr6_bits = dr6::bd});
     return false;
   }

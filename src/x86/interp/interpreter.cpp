@@ -6,6 +6,14 @@
 
 namespace ring3::x86 {
 
+// A fault goes to the guest, unless it is a #DB for the debugger. False: run() must return `exit`.
+bool Cpu::take_fault(const Fault& f) {
+  if (f.vector != Vector::db || !debugger.takes(f.dr6_bits)) return deliver_fault(f);
+  fault_pending = false;
+  stop_for_debugger(Vector::db, f.dr6_bits);
+  return false;
+}
+
 // After an instruction that did not complete: false when run() must return `exit`.
 bool Cpu::settle_abort() {
   code_update_size_ = 0;
@@ -13,8 +21,7 @@ bool Cpu::settle_abort() {
     forget_replay();
     ++instructions; // a guest that does nothing but fault must come to poll() too
     const Fault f = fault;
-    if (!deliver_fault(f)) return false;
-    return true;
+    return take_fault(f);
   }
   replay_next_ = 0;
   if (exit_pending) return false;
@@ -28,16 +35,18 @@ bool Cpu::step_carefully() {
   const bool had_sti_shadow = state.sti_shadow;
   const bool had_ss_shadow = state.mov_ss_shadow;
   const bool tf = (state.system_flags & rflags::tf) != 0;
+  const bool single_step = debugger.single_step;
   const u64 start = state.regs[reg_rip];
   insn_start_ = start;
 
   if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && !had_ss_shadow) {
+    const u64 dr7 = active_dr7();
     const u64 linear =
         code64_ ? start : (start + segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);
     u64 hit = 0;
     for (unsigned i = 0; i < 4; ++i) {
-      const bool enabled = field(state.dr7, 2 * i + 1, 2 * i) != 0;
-      if (enabled && field(state.dr7, 19 + 4 * i, 16 + 4 * i) == 0 && state.dr[i] == linear) hit |= bit(i);
+      const bool enabled = field(dr7, 2 * i + 1, 2 * i) != 0;
+      if (enabled && field(dr7, 19 + 4 * i, 16 + 4 * i) == 0 && active_dr(i) == linear) hit |= bit(i);
     }
     if (hit != 0) {
       record_fault(Fault{.vector = Vector::db, .dr6_bits = hit});
@@ -48,7 +57,7 @@ bool Cpu::step_carefully() {
     const u64 bits = pending_db_;
     pending_db_ = 0;
     update_careful();
-    return deliver_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
+    return take_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
   }
   trap_suppressed_ = false;
   rf_kept = false;
@@ -67,9 +76,12 @@ bool Cpu::step_carefully() {
     }
     pending_db_ = 0;
     state.sti_shadow = state.mov_ss_shadow = false;
+    const bool faulted = fault_pending;
     const bool go_on = settle_abort();
     flags_changed();
-    return go_on;
+    if (!go_on || !faulted || !single_step) return go_on;
+    stop_for_debugger(Vector::db, dr6::bs); // at the handler
+    return false;
   }
   ++instructions;
   forget_replay();
@@ -77,7 +89,7 @@ bool Cpu::step_carefully() {
   if (had_sti_shadow) state.sti_shadow = false;
   if (had_ss_shadow) state.mov_ss_shadow = false;
   if (!rf_kept) state.system_flags &= ~rflags::rf;
-  if (tf && !trap_suppressed_) pending_db_ |= dr6::bs;
+  if ((tf && !trap_suppressed_) || single_step) pending_db_ |= dr6::bs;
   flags_changed();
   // The end of a shadow lets in NMIs and SMIs too, whatever IF says.
   if (window_wanted && (can_take_interrupt() || had_sti_shadow || had_ss_shadow))
@@ -86,13 +98,12 @@ bool Cpu::step_carefully() {
   if (pending_db_ != 0 && !state.mov_ss_shadow) {
     const u64 bits = pending_db_;
     pending_db_ = 0;
-    if (exit_pending && exit == CpuExit::halt) {
-      // A debug trap after HLT ends the halt (SDM vol. 2, HLT).
+    if (exit_pending && exit == CpuExit::halt && !debugger.takes(bits)) {
+      // A debug trap after HLT ends the halt (SDM vol. 2, HLT); the debugger's does not.
       exit_pending = false;
       state.activity = Activity::running;
     }
-    const bool go_on = deliver_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true});
-    if (!go_on) return false;
+    if (!take_fault(Fault{.vector = Vector::db, .dr6_bits = bits, .trap = true})) return false;
   }
   return !exit_pending;
 }

@@ -146,16 +146,41 @@ Step handle_rdpid(Cpu& c, const Insn& in) {
 
 // --- model-specific registers ---
 
+// What this guest cannot have, or is denied: #GP, unless the VMM wants to answer itself (api.rst 7.21).
+Step refuse_msr(Cpu& c, u32 index, bool write, u64 value, u32 reason) {
+  if ((c.platform.settings().msr_exits.load(std::memory_order_relaxed) & reason) == 0) return c.gp();
+  c.ask_for_msr(index, write, value, reason);
+  return Step::abort;
+}
+u32 msr_failure(u32 index) {
+  return msr_exists(index) ? KVM_MSR_EXIT_REASON_INVAL : KVM_MSR_EXIT_REASON_UNKNOWN;
+}
 Step handle_rdmsr(Cpu& c, const Insn&) {
   if (c.state.cpl != 0) return c.gp();
+  const u32 index = c.reg<u32>(rcx * 8);
   u64 v = 0;
-  if (!read_msr(c, c.reg<u32>(rcx * 8), v)) return c.gp();
+  if (const auto answer = c.msr_answer(index, false)) {
+    if (answer->refused) return c.gp();
+    v = answer->data;
+  } else if (!c.platform.settings().msr_allowed(index, false)) {
+    return refuse_msr(c, index, false, 0, KVM_MSR_EXIT_REASON_FILTER);
+  } else if (!read_msr(c, index, v)) {
+    return refuse_msr(c, index, false, 0, msr_failure(index));
+  }
   set_edx_eax(c, v);
   return Step::next;
 }
 Step handle_wrmsr(Cpu& c, const Insn&) {
   if (c.state.cpl != 0) return c.gp();
-  if (!write_msr(c, c.reg<u32>(rcx * 8), edx_eax(c))) return c.gp();
+  const u32 index = c.reg<u32>(rcx * 8);
+  const u64 v = edx_eax(c);
+  if (const auto answer = c.msr_answer(index, true)) {
+    if (answer->refused) return c.gp();
+  } else if (!c.platform.settings().msr_allowed(index, true)) {
+    return refuse_msr(c, index, true, v, KVM_MSR_EXIT_REASON_FILTER);
+  } else if (!write_msr(c, index, v)) {
+    return refuse_msr(c, index, true, v, msr_failure(index));
+  }
   return c.events_may_have_changed();
 }
 // No performance counters: every index is out of range.
