@@ -5,6 +5,7 @@
 #include "shim/ioctl_lists.h"
 #include "shim/ioctl_numbers.h"
 #include "shim/settings.h"
+#include "shim/signals.h"
 #include "shim/user_memory.h"
 #include "shim/vm_object.h"
 #include "x86/api/capabilities.h"
@@ -31,9 +32,19 @@ long get_feature_msrs(u64 argument) {
   return put_msr_list(argument, entries, done);
 }
 
+// KVM_HAS_DEVICE_ATTR and KVM_GET_DEVICE_ATTR of the system (KVM_CAP_SYS_ATTRIBUTES).
+long device_attribute(unsigned long request, u64 argument) {
+  kvm_device_attr attr;
+  if (!get_user(attr, argument)) return -EFAULT;
+  if (attr.group != 0 || attr.attr != KVM_X86_XCOMP_GUEST_SUPP) return -ENXIO;
+  if (request == KVM_HAS_DEVICE_ATTR) return 0;
+  return put_user(attr.addr, x86::supported_xcr0(settings().supported_cpuid)) ? 0 : -EFAULT;
+}
+
 } // namespace
 
 long SystemObject::ioctl(unsigned long request, unsigned long argument) {
+  install_fault_handlers(); // a bad argument is EFAULT before there is a VM, too
   switch (request) {
   case KVM_GET_API_VERSION: return argument == 0 ? KVM_API_VERSION : -EINVAL;
   case KVM_CHECK_EXTENSION: return x86::check_extension(static_cast<u32>(argument), nullptr);
@@ -44,6 +55,10 @@ long SystemObject::ioctl(unsigned long request, unsigned long argument) {
   case request::get_msr_index_list: return put_index_list(argument, x86::msr_indices());
   case request::get_msr_feature_index_list: return put_index_list(argument, x86::feature_msr_indices());
   case request::get_msrs: return get_feature_msrs(argument);
+  case KVM_HAS_DEVICE_ATTR:
+  case KVM_GET_DEVICE_ATTR: return device_attribute(request, argument);
+  case KVM_X86_GET_MCE_CAP_SUPPORTED:
+    return put_user(argument, x86::supported_mcg_cap(settings().supported_cpuid)) ? 0 : -EFAULT;
   case KVM_TRACE_ENABLE:
   case KVM_TRACE_PAUSE:
   case KVM_TRACE_DISABLE: return -EOPNOTSUPP;

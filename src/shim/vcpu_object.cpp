@@ -154,11 +154,27 @@ long VcpuObject::state_ioctl(unsigned long request, unsigned long argument) {
   }
 }
 
+long VcpuObject::device_attribute(unsigned long request, unsigned long argument) {
+  kvm_device_attr attr;
+  if (!get_user(attr, argument)) return -EFAULT;
+  if (attr.group != KVM_VCPU_TSC_CTRL || attr.attr != KVM_VCPU_TSC_OFFSET) return -ENXIO;
+  if (request == KVM_HAS_DEVICE_ATTR) return 0;
+  if (request == KVM_GET_DEVICE_ATTR) return put_user(attr.addr, vcpu_->tsc_offset()) ? 0 : -EFAULT;
+  u64 offset = 0;
+  if (!get_user(offset, attr.addr)) return -EFAULT;
+  vcpu_->set_tsc_offset(offset);
+  return 0;
+}
+
 long VcpuObject::control_ioctl(unsigned long request, unsigned long argument) {
   x86::Vcpu& v = *vcpu_;
   switch (request) {
   case request::set_signal_mask: return set_signal_mask(argument);
   case KVM_INTERRUPT: return read_one<kvm_interrupt>(argument, [&](auto& x) { return v.interrupt(x.irq); });
+  case KVM_X86_SETUP_MCE: return read_one<u64>(argument, [&](auto& x) { return v.setup_mce(x); });
+  case KVM_X86_SET_MCE: return read_one<kvm_x86_mce>(argument, [&](auto& x) { return v.set_mce(x); });
+  case KVM_SET_GUEST_DEBUG:
+    return read_one<kvm_guest_debug>(argument, [&](auto& x) { return v.set_guest_debug(x); });
   case KVM_NMI: return v.nmi();
   case KVM_SMI: return v.smi();
   case KVM_TPR_ACCESS_REPORTING:
@@ -170,6 +186,9 @@ long VcpuObject::control_ioctl(unsigned long request, unsigned long argument) {
     return read_one<kvm_vapic_addr>(argument, [&](auto& x) { return v.set_vapic_addr(x.vapic_addr); });
   case KVM_GET_TSC_KHZ: return static_cast<long>(v.tsc_khz());
   case KVM_SET_TSC_KHZ: return v.set_tsc_khz(static_cast<u32>(argument));
+  case KVM_HAS_DEVICE_ATTR:
+  case KVM_GET_DEVICE_ATTR:
+  case KVM_SET_DEVICE_ATTR: return device_attribute(request, argument);
   case KVM_KVMCLOCK_CTRL: return v.kvmclock_ctrl();
   case KVM_GET_STATS_FD: return v.generic().open_stats();
   case KVM_ENABLE_CAP:

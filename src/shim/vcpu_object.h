@@ -26,6 +26,7 @@ class VcpuObject final : public Object {
   long run();
   long state_ioctl(unsigned long request, unsigned long argument);
   long control_ioctl(unsigned long request, unsigned long argument);
+  long device_attribute(unsigned long request, unsigned long argument);
   long set_signal_mask(unsigned long argument);
 
   const std::shared_ptr<VmObject> vm_;

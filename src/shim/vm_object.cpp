@@ -213,6 +213,10 @@ long VmObject::ioctl(unsigned long request, unsigned long argument) {
     kvm_clock_data data;
     return get_user(data, argument) ? vm_->set_clock(data) : -EFAULT;
   }
+  case KVM_X86_SET_MSR_FILTER: {
+    kvm_msr_filter filter;
+    return get_user(filter, argument) ? vm_->set_msr_filter(filter, copy_from_user) : -EFAULT;
+  }
   case KVM_GET_STATS_FD: return vm_->open_stats();
   case KVM_GET_TSC_KHZ: return static_cast<long>(vm_->tsc_khz());
   case KVM_SET_TSC_KHZ: return vm_->set_tsc_khz(static_cast<u32>(argument));
