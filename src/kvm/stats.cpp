@@ -128,6 +128,19 @@ void StatsLayout::write_header(std::string_view id, std::span<std::byte> file) c
   }
 }
 
+std::string stats_json(const StatsLayout& layout, const void* data) {
+  std::string out;
+  const auto* number = static_cast<const Counter*>(data);
+  for (const StatsLayout::Descriptor& d : layout.descriptors()) {
+    if (!out.empty()) out += ',';
+    out += fmt::format("\"{}\":", d.name);
+    if (d.size > 1) out += '[';
+    for (u16 i = 0; i < d.size; ++i, ++number) out += fmt::format("{}{}", i == 0 ? "" : ",", number->value());
+    if (d.size > 1) out += ']';
+  }
+  return out;
+}
+
 StatsFile::StatsFile(const StatsLayout& layout, std::string id)
     : layout_(layout), bytes_((layout.size() + page_bytes - 1) / page_bytes * page_bytes) {
   void* p = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -8,6 +8,7 @@
 #include "shim/ioctl_numbers.h"
 #include "shim/real_calls.h"
 #include "shim/signals.h"
+#include "shim/stats_report.h"
 #include "shim/user_memory.h"
 #include "shim/vcpu_object.h"
 #include "x86/api/capabilities.h"
@@ -20,11 +21,18 @@
 namespace ring3::shim {
 
 VmObject::VmObject(unsigned long type)
-    : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>(), type)) {}
+    : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>(), type)) {
+  watch_vm(*vm_);
+}
 
 VmObject::~VmObject() {
   // In the child of a fork the threads that serve this VM are not there to be joined.
-  if (!ours()) static_cast<void>(vm_.release());
+  if (ours()) {
+    report_vm(*vm_);
+  } else {
+    forget_vm(*vm_);
+    static_cast<void>(vm_.release());
+  }
 }
 
 long VmObject::create(unsigned long type) {

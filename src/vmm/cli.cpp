@@ -49,7 +49,8 @@ void add_exec_options(CLI::App& app, ExecOptions& options) {
                  "What KVM_GET_SUPPORTED_CPUID offers: a model (see ring3 features), host or max")
       ->type_name("MODEL[,+F,-F]");
   app.add_option("--vendor", options.vendor, "intel or amd; default: the host's")->type_name("VENDOR");
-  app.add_option("--stats", options.stats, "Write each VM's statistics to FILE when it ends")
+  app.add_option("--stats", options.stats,
+                 "Append each VM's counters to FILE when it ends, a line of JSON each")
       ->type_name("FILE");
 }
 
@@ -65,6 +66,7 @@ int cli_main(std::span<const std::string> arguments) {
   RunOptions run_options;
   FeaturesOptions features_options;
   ExecOptions exec_options;
+  DoctorOptions doctor_options;
 
   // The guest's command is taken away first: nothing in it is an option of ours.
   const auto dashes = std::ranges::find(arguments, "--");
@@ -113,6 +115,10 @@ int cli_main(std::span<const std::string> arguments) {
   exec->add_flag("--quiet,-q", exec_options.quiet, "Nothing but errors of our own");
   CLI::App* env = app.add_subcommand("env", "Print what `exec` sets, for a shell: eval \"$(ring3 env)\"");
   add_exec_options(*env, exec_options);
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "Say what this host has and lacks, and which VMMs it could serve");
+  doctor->footer("Exit codes: 0; 1 if something will not work.");
+  doctor->add_flag("--json", doctor_options.json, "For programs");
 
   try {
     app.parse(std::move(own));
@@ -137,6 +143,11 @@ int cli_main(std::span<const std::string> arguments) {
     if (run_options.has_command)
       return report({"env takes no command", "leave out what follows --", exit_usage});
     return cli_env(exec_options);
+  }
+  if (doctor->parsed()) {
+    if (run_options.has_command)
+      return report({"doctor takes no command", "leave out what follows --", exit_usage});
+    return cli_doctor(doctor_options);
   }
   if (features->parsed()) {
     if (run_options.has_command)

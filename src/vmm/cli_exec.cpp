@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/cli.h"
 
+#include "vmm/parse_options.h"
 #include "vmm/preload.h"
+#include "x86/api/system.h"
 
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -26,6 +29,17 @@ int cli_exec(const ExecOptions& options) {
   const auto variables = preload_environment({options.cpu, options.vendor, options.stats});
   if (!variables) return report(variables.error());
   if (const auto ok = check_preloadable(options.command.front()); !ok) return report(ok.error());
+  if (const auto ok = x86::check_host(); !ok) return report(ok.error());
+  if (!options.stats.empty()) {
+    // Now, because the library inside the program has nobody to tell.
+    if (const int fd = open(options.stats.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+        fd >= 0) {
+      close(fd);
+    } else {
+      return report({fmt::format("cannot write '{}': {}", options.stats, std::strerror(errno)),
+                     "give --stats a file that can be written", exit_usage});
+    }
+  }
   std::string model;
   for (const auto& [name, value] : *variables) {
     if (name == "RING3_CPU") model = value;

@@ -61,22 +61,6 @@ Result<std::string> library() {
   return path.string();
 }
 
-std::string find_program(const std::string& name) {
-  if (name.find('/') != std::string::npos) return name;
-  const char* path = std::getenv("PATH");
-  std::string rest = path != nullptr ? path : "/bin:/usr/bin";
-  while (true) {
-    const std::size_t colon = std::min(rest.find(':'), rest.size());
-    const std::string folder = colon == 0 ? "." : rest.substr(0, colon);
-    const std::string candidate = folder + '/' + name;
-    struct stat st {};
-    if (stat(candidate.c_str(), &st) == 0 && S_ISREG(st.st_mode) && access(candidate.c_str(), X_OK) == 0)
-      return candidate;
-    if (colon == rest.size()) return {};
-    rest.erase(0, colon + 1);
-  }
-}
-
 Result<void> check_file(const std::string& path, const std::string& name, int depth) {
   struct stat st {};
   if (stat(path.c_str(), &st) != 0)
@@ -117,6 +101,22 @@ Result<void> check_file(const std::string& path, const std::string& name, int de
 }
 
 } // namespace
+
+std::string find_program(const std::string& name) {
+  if (name.find('/') != std::string::npos) return name;
+  const char* path = std::getenv("PATH");
+  std::string rest = path != nullptr ? path : "/bin:/usr/bin";
+  while (true) {
+    const std::size_t colon = std::min(rest.find(':'), rest.size());
+    const std::string folder = colon == 0 ? "." : rest.substr(0, colon);
+    const std::string candidate = folder + '/' + name;
+    struct stat st {};
+    if (stat(candidate.c_str(), &st) == 0 && S_ISREG(st.st_mode) && access(candidate.c_str(), X_OK) == 0)
+      return candidate;
+    if (colon == rest.size()) return {};
+    rest.erase(0, colon + 1);
+  }
+}
 
 Result<std::vector<std::pair<std::string, std::string>>> preload_environment(const PreloadOptions& options) {
   const auto model = model_of(options);

@@ -20,6 +20,9 @@ struct PreloadOptions {
 // it belongs.
 Result<std::vector<std::pair<std::string, std::string>>> preload_environment(const PreloadOptions& options);
 
+// As execvp() finds it; empty if PATH has none.
+std::string find_program(const std::string& name);
+
 // Why the dynamic linker would not load the library into this program (found as execvp() finds it): it is
 // static, of another word size, set-user-ID, or not there. Scripts are followed to their interpreter.
 Result<void> check_preloadable(const std::string& program);

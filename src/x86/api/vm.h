@@ -63,6 +63,8 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   int enable_dirty_ring(u32 bytes);        // KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL
   int reset_dirty_rings();                 // the number of entries taken back
   int open_stats();                        // KVM_GET_STATS_FD: a new descriptor
+  // All counters, "vm":{...},"vcpus":[{...}], with the instructions that each vCPU has retired.
+  std::string stats_json();
 
   kvm::IoEventFds& ioeventfds() { return ioeventfds_; }
   kvm::CoalescedRing& coalesced() { return coalesced_; }

@@ -4,6 +4,7 @@
 #include "x86/api/vm.h"
 
 #include <cerrno>
+#include <fmt/format.h>
 
 namespace ring3::x86 {
 
@@ -69,6 +70,18 @@ void Vm::revoke_writes() {
 int Vm::open_stats() {
   const std::scoped_lock guard(lock_);
   return stats_.open();
+}
+
+std::string Vm::stats_json() {
+  const std::scoped_lock guard(lock_);
+  std::string out =
+      fmt::format("\"vm\":{{{}}},\"vcpus\":[", kvm::stats_json(kvm::StatsLayout::vm(), &*stats_));
+  for (const auto& v : vcpus_) {
+    out += fmt::format("{}{{\"id\":{},\"instructions\":{},{}}}", v == vcpus_.front() ? "" : ",",
+                       v->generic().id(), v->instructions(),
+                       kvm::stats_json(kvm::StatsLayout::vcpu(), &v->generic().stats()));
+  }
+  return out + ']';
 }
 
 } // namespace ring3::x86
