@@ -39,7 +39,8 @@ bool Cpu::step_carefully() {
   const u64 start = state.regs[reg_rip];
   insn_start_ = start;
 
-  if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && !had_ss_shadow) {
+  // Intel's processors hold code breakpoints back after MOV SS, too; AMD's do not.
+  if (breakpoints_ && (state.system_flags & rflags::rf) == 0 && (!had_ss_shadow || cpuid.amd())) {
     const u64 dr7 = active_dr7();
     const u64 linear =
         code64_ ? start : (start + segment_base_[static_cast<unsigned>(Seg::cs)]) & low_mask(32);

@@ -218,5 +218,27 @@ TEST_F(GuestDebugTest, NothingIsOnWithoutEnable) {
   EXPECT_EQ(check_extension(KVM_CAP_SET_GUEST_DEBUG2, vm_.get()), 0x1f0003);
 }
 
+// A guest's own code breakpoint behind MOV SS: no debugger is there.
+class BreakpointAfterMovSs : public GuestDebugTest, public testing::WithParamInterface<const char*> {};
+
+TEST_P(BreakpointAfterMovSs, IsTheVendors) {
+  start(1, false, GetParam());
+  make_handlers();
+  code(Code().hlt(), handler_at);
+  kvm_debugregs d{};
+  d.db[0] = code_at + 2;
+  d.dr6 = no_dr6_bits;
+  d.dr7 = 0x402;
+  ASSERT_EQ(vcpu_[0]->set_debugregs(d), 0);
+  code(Code().raw({0x8e, 0xd0}).raw({0x31, 0xc0}).exit()); // mov ss, eax; xor eax, eax
+  kvm_regs r{};
+  vcpu_[0]->get_regs(r);
+  r.rax = 0x10;
+  vcpu_[0]->set_regs(r);
+  const bool amd = std::string_view(GetParam()) == "max-amd";
+  EXPECT_EQ(run(), amd ? u32{KVM_EXIT_HLT} : u32{KVM_EXIT_IO});
+}
+INSTANTIATE_TEST_SUITE_P(Vendors, BreakpointAfterMovSs, testing::Values("max", "max-amd"));
+
 } // namespace
 } // namespace ring3::x86::test
