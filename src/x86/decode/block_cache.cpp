@@ -42,17 +42,16 @@ Insn sentinel() {
 
 } // namespace
 
-BlockCache::BlockCache(Cpu& cpu)
-    : cpu_(cpu), table_(std::make_unique<Slot[]>(std::size_t{1} << table_bits)),
-      insns_(new Insn[insn_capacity]), blocks_(new Block[block_capacity]), bytes_(new u8[byte_capacity]) {}
+BlockCache::BlockCache(Cpu& cpu) : cpu_(cpu) {}
 
 BlockCache::~BlockCache() = default;
 
 void BlockCache::flush() {
-  std::fill_n(table_.get(), std::size_t{1} << table_bits, Slot{});
-  insns_used_ = blocks_used_ = bytes_used_ = 0;
   current_ = nullptr;
-  for (SplitEntry& e : split_) e = SplitEntry{};
+  if (blocks_used_ != 0) std::ranges::fill(table_.all(), Slot{});
+  insns_used_ = blocks_used_ = bytes_used_ = 0;
+  if (any_split_) std::ranges::fill(split_.all(), SplitEntry{});
+  any_split_ = false;
 }
 
 void BlockCache::code_page_changed(const kvm::CodePage* page) {
@@ -248,6 +247,7 @@ Block* BlockCache::build_split(GuestVirt at, const u8* first, u64 first_size) {
       entry.insn.handler = status == DecodeStatus::invalid ? handle_ud : handle_too_long;
       entry.insn.len = 1;
     }
+    any_split_ = true;
     entry.at = at.value;
     entry.bits = cpu_.code_bits_;
     entry.bytes = bytes;

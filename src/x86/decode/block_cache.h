@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/address.h"
+#include "base/zeroed_array.h"
 #include "kvm/code_watch.h"
 #include "x86/decode/insn.h"
 
@@ -73,8 +74,8 @@ class BlockCache {
 
   // An instruction that straddles two pages, kept by its bytes.
   struct SplitEntry {
-    u64 at = ~u64{0};
-    unsigned bits = 0;
+    u64 at = 0;
+    unsigned bits = 0; // of the code; 0: empty
     std::array<u8, 15> bytes{};
     Insn insn{};
   };
@@ -88,15 +89,17 @@ class BlockCache {
   bool current_and_equal(Block& b) const;
 
   Cpu& cpu_;
-  std::unique_ptr<Slot[]> table_;
-  std::unique_ptr<Insn[]> insns_;
-  std::unique_ptr<Block[]> blocks_;
-  std::unique_ptr<u8[]> bytes_;
+  // A VMM may make a thousand vCPUs of which most decode little.
+  ZeroedArray<Slot> table_{std::size_t{1} << table_bits};
+  ZeroedArray<Insn> insns_{insn_capacity};
+  ZeroedArray<Block> blocks_{block_capacity};
+  ZeroedArray<u8> bytes_{byte_capacity};
   std::size_t insns_used_ = 0, blocks_used_ = 0, bytes_used_ = 0;
   Block* current_ = nullptr;
   Block uncached_;
   Insn uncached_insns_[max_insns + 1];
-  std::array<SplitEntry, std::size_t{1} << split_bits> split_;
+  ZeroedArray<SplitEntry> split_{std::size_t{1} << split_bits};
+  bool any_split_ = false; // anything was put there
   u64 decoded_ = 0;
 };
 
