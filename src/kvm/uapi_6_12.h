@@ -16,6 +16,9 @@ constexpr u32 cap_user_memory2 = 231, cap_memory_fault_info = 232, cap_memory_at
 // KVM_CREATE_VM's argument, and the bits of KVM_CAP_VM_TYPES.
 constexpr u64 vm_type_default = 0, vm_type_sw_protected = 1;
 
+// KVM_CAP_DISABLE_QUIRKS2, api.rst 7.31.
+constexpr u64 quirk_slot_zap_all = u64{1} << 7;
+
 // api.rst 4.140, KVM_SET_USER_MEMORY_REGION2.
 struct UserspaceMemoryRegion2 {
   u32 slot;

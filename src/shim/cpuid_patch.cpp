@@ -17,6 +17,7 @@ namespace ring3::shim {
 
 namespace {
 
+constexpr u32 monitor_line_bytes = 64;
 constexpr u8 cpuid_bytes[2] = {0x0f, 0xa2};
 constexpr u8 ud2_bytes[2] = {0x0f, 0x0b};
 
@@ -138,6 +139,7 @@ std::vector<u64> find_cpuid(std::span<const u8> code) {
 
 x86::CpuidResult program_cpuid(u32 leaf, u32 subleaf, const x86::CpuidResult& host,
                                std::span<const kvm_cpuid_entry2> supported) {
+  constexpr u32 monitor = 1U << 3;
   constexpr u32 vmx = 1U << 5;
   constexpr u32 svm = 1U << 2;
   const kvm_cpuid_entry2* const vendor = find(supported, 0);
@@ -151,6 +153,13 @@ x86::CpuidResult program_cpuid(u32 leaf, u32 subleaf, const x86::CpuidResult& ho
   case 1:
     if (ours != nullptr) r.eax = ours->eax;
     r.ecx = amd ? r.ecx & ~vmx : r.ecx | vmx;
+    // Only ring 0 can use it, and the guest's ring 0 can. VMMs ask here, since KVM_GET_SUPPORTED_CPUID leaves
+    // it out (api.rst 4.46).
+    r.ecx |= monitor;
+    break;
+  case 5: // MONITOR's ranges of memory: cache lines
+    if (r.eax == 0) r.eax = monitor_line_bytes;
+    if (r.ebx == 0) r.ebx = monitor_line_bytes;
     break;
   case 0xd: // where the components are; the sizes of subleaves 0 and 1 are the program's own
     if (subleaf >= 2)

@@ -28,6 +28,7 @@ std::atomic<bool> any_sealed{false};
 struct Slot {
   std::atomic_flag busy;
   std::atomic<bool> sealed{false};
+  std::atomic<bool> used{false}; // there is an object
   std::shared_ptr<Object> object;
 
   void lock() {
@@ -62,6 +63,7 @@ class Table {
   std::mutex changes;
   // The file's identity, for copies made behind our back.
   std::unordered_map<u64, std::weak_ptr<Object>> by_file;
+  std::size_t purge_at = 64; // how large it may grow before what is gone is taken out
 
  private:
   std::array<std::atomic<Chunk*>, chunks> chunks_{};
@@ -98,11 +100,17 @@ bool file_identity(int fd, u64& id) {
 
 void put(int fd, std::shared_ptr<Object> object) {
   Table& t = table();
+  if (!object) {
+    // What programs close is rarely ours, and their threads must not wait for each other here.
+    const Slot* const s = t.find(static_cast<unsigned>(fd));
+    if (s == nullptr || !s->used.load(std::memory_order_acquire)) return;
+  }
   std::shared_ptr<Object> old;
   const std::scoped_lock guard(t.changes);
   Slot* s = object ? t.make(static_cast<unsigned>(fd)) : t.find(static_cast<unsigned>(fd));
   if (s == nullptr) return;
   s->lock();
+  s->used.store(object != nullptr, std::memory_order_release);
   const bool sealed = object && object->sealed();
   s->sealed.store(sealed, std::memory_order_release);
   if (sealed) any_sealed.store(true, std::memory_order_release);
@@ -132,7 +140,10 @@ int adopt_descriptor(int fd, std::shared_ptr<Object> object) {
   Table& t = table();
   {
     const std::scoped_lock guard(t.changes);
-    std::erase_if(t.by_file, [](const auto& e) { return e.second.expired(); });
+    if (t.by_file.size() >= t.purge_at) {
+      std::erase_if(t.by_file, [](const auto& e) { return e.second.expired(); });
+      t.purge_at = 2 * t.by_file.size() + 64;
+    }
     t.by_file[id] = object;
   }
   put(fd, std::move(object));

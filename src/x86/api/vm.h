@@ -121,10 +121,12 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   u64 apic_bus_cycle_ns() const { return apic_bus_cycle_ns_; }
   // Words of the bitmap that get_dirty_log() fills for this slot; 0 for what is not logged.
   std::size_t dirty_words(u32 slot) const { return slots_.dirty_words(slot); }
-  // The KVM_X86_QUIRK_* that can be switched off.
+  // The KVM_X86_QUIRK_* that can be switched off. KVM_X86_QUIRK_SLOT_ZAP_ALL, as a VMM sees it: on, a slot
+  // that goes takes all translations with it; off, it only has to be out of reach. Here they all go in both
+  // cases.
   static constexpr u64 supported_quirks = KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_OUT_7E_INC_RIP |
                                           KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT |
-                                          KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
+                                          KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | kvm::quirk_slot_zap_all;
   // What KVM_CAP_X86_DISABLE_EXITS says. MWAIT waits for nothing here, and there are no C-states.
   static constexpr u64 supported_disable_exits = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT;
 

@@ -2,12 +2,15 @@
 // Descriptors as the kernel treats them, the files beside them, and the processor that the program sees.
 #include "guest.h"
 
+#include <atomic>
 #include <cpuid.h>
 #include <cstdio>
 #include <string>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <thread>
+#include <vector>
 
 namespace client {
 namespace {
@@ -51,6 +54,55 @@ TEST_F(Descriptors, VcpuOutlivesTheOtherDescriptors) {
   EXPECT_EQ(enter(), 0);
   EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
   vm_ = kvm_ = -1;
+}
+
+std::size_t resident_bytes() {
+  std::size_t total = 0;
+  std::size_t resident = 0;
+  FILE* const f = fopen("/proc/self/statm", "r");
+  EXPECT_NE(f, nullptr);
+  EXPECT_EQ(fscanf(f, "%zu %zu", &total, &resident), 2);
+  fclose(f);
+  return resident * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+// A VMM may make a thousand of them, and a test may make thousands one after another.
+TEST_F(Descriptors, VcpuThatDoesNotRunTakesLittleMemory) {
+  constexpr int count = 32;
+  CpuidList list;
+  ASSERT_EQ(ioctl(kvm_, get_supported_cpuid, &list), 0);
+  std::vector<int> vcpus;
+  const std::size_t before = resident_bytes();
+  for (int i = 1; i <= count; ++i) {
+    vcpus.push_back(ioctl(vm_, KVM_CREATE_VCPU, i));
+    ASSERT_GE(vcpus.back(), 0) << strerror(errno);
+    ASSERT_EQ(ioctl(vcpus.back(), set_cpuid2, &list), 0);
+  }
+  EXPECT_LT(resident_bytes() - before, std::size_t{count} << 20);
+  for (const int fd : vcpus) close(fd);
+}
+
+// Threads that open and close other files while descriptors of ours come and go.
+TEST_F(Descriptors, OtherFilesAreClosedBesidesThem) {
+  std::atomic<bool> done{false};
+  std::vector<std::thread> others;
+  for (int i = 0; i < 4; ++i) {
+    others.emplace_back([&] {
+      while (!done) {
+        const int fd = open("/dev/null", O_RDWR);
+        if (fd < 0 || ioctl(fd, KVM_GET_API_VERSION, 0) != -1 || errno != ENOTTY) ADD_FAILURE() << fd;
+        close(fd);
+      }
+    });
+  }
+  for (int i = 0; i < 50; ++i) {
+    const int kvm = open("/dev/kvm", O_RDWR);
+    ASSERT_GE(kvm, 0);
+    EXPECT_EQ(ioctl(kvm, KVM_GET_API_VERSION, 0), KVM_API_VERSION);
+    close(kvm);
+  }
+  done = true;
+  for (std::thread& t : others) t.join();
 }
 
 // KVM's descriptors belong to the process that made the VM.
@@ -100,6 +152,16 @@ TEST(Processor, IsTheGuests) {
   const bool svm = (c & 1U << 2) != 0;
   EXPECT_EQ(vmx, !amd);
   EXPECT_EQ(svm, amd);
+}
+
+// What KVM_GET_SUPPORTED_CPUID leaves out and guests may have all the same is the processor's to show.
+TEST(Processor, HasMonitorAndMwait) {
+  unsigned a, b, c, d;
+  __cpuid(1, a, b, c, d);
+  EXPECT_NE(c & 1U << 3, 0u);
+  __cpuid(5, a, b, c, d);
+  EXPECT_GT(a & 0xffff, 0u) << "smallest monitored range";
+  EXPECT_GE(b & 0xffff, a & 0xffff) << "largest";
 }
 
 } // namespace

@@ -43,6 +43,49 @@ TEST_F(CapabilityTest, PlatformInfoCanBeHidden) {
   }
 }
 
+// --- KVM_X86_QUIRK_SLOT_ZAP_ALL ---
+
+// Whatever it says: what a slot that went or moved had is out of reach, also for a guest that has just used
+// it.
+TEST_F(CapabilityTest, SlotThatGoesIsOutOfReachWithAndWithoutTheQuirk) {
+  constexpr u64 other_at = 0x180000;
+  std::vector<u8> behind(8192, 0x5a);
+  const auto aligned = (reinterpret_cast<u64>(behind.data()) + 4095) & ~u64{4095};
+  const auto place = [&](u64 address, u64 size) {
+    kvm_userspace_memory_region slot{};
+    slot.slot = 1;
+    slot.guest_phys_addr = address;
+    slot.memory_size = size;
+    slot.userspace_addr = aligned;
+    return vm_->set_user_memory_region(slot);
+  };
+  const u64 slots = kvm::quirk_slot_zap_all;
+  EXPECT_EQ(static_cast<u64>(check_extension(KVM_CAP_DISABLE_QUIRKS2, vm_.get())) & slots, slots);
+  start();
+  for (const bool disabled : {false, true}) {
+    SCOPED_TRACE(disabled);
+    if (disabled) {
+      ASSERT_EQ(enable(KVM_CAP_DISABLE_QUIRKS2, slots), 0);
+    }
+    kvm_userspace_memory_region low{}; // half of what start() mapped: the rest is for the other slot
+    low.guest_phys_addr = 0;
+    ASSERT_EQ(vm_->set_user_memory_region(low), 0);
+    low.memory_size = other_at;
+    low.userspace_addr = reinterpret_cast<u64>(memory_);
+    ASSERT_EQ(vm_->set_user_memory_region(low), 0);
+    ASSERT_EQ(place(other_at, 4096), 0);
+    enter(0, code_at);
+    const Code read = Code().raw({0x8a, 0x04, 0x25, 0x00, 0x00, 0x18, 0x00}).hlt(); // mov al, [other_at]
+    EXPECT_EQ(run(read), u32{KVM_EXIT_HLT});
+    EXPECT_EQ(reg_rax() & 0xff, 0x5au);
+    ASSERT_EQ(place(other_at + 0x1000, 4096), 0) << "moves it";
+    enter(0, code_at);
+    EXPECT_EQ(run(read), u32{KVM_EXIT_MMIO});
+    EXPECT_EQ(run(), u32{KVM_EXIT_HLT}) << "with an answer";
+    ASSERT_EQ(place(other_at, 0), 0);
+  }
+}
+
 // --- KVM_CAP_X86_APIC_BUS_CYCLES_NS ---
 
 TEST_F(CapabilityTest, ApicBusCycle) {
@@ -96,6 +139,18 @@ TEST_F(MwaitTest, TheyNeverFaultUnlessTheQuirkIsOff) {
   ASSERT_EQ(enable(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS), 0);
   EXPECT_EQ(run(monitor()), u32{KVM_EXIT_SHUTDOWN});
   enter(0, code_at);
+  EXPECT_EQ(run(mwait()), u32{KVM_EXIT_SHUTDOWN});
+}
+
+TEST_F(MwaitTest, QuirkComesBackWhenItIsNotNamed) {
+  start_without_mwait();
+  ASSERT_EQ(enable(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS), 0);
+  EXPECT_EQ(run(mwait()), u32{KVM_EXIT_SHUTDOWN});
+  ASSERT_EQ(enable(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT), 0);
+  EXPECT_EQ(run(mwait()), u32{KVM_EXIT_HLT});
+  EXPECT_EQ(enable(KVM_CAP_DISABLE_QUIRKS2, u64{1} << 63), -EINVAL);
+  EXPECT_EQ(run(mwait()), u32{KVM_EXIT_HLT}) << "what is refused changes nothing";
+  ASSERT_EQ(enable(KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS), 0);
   EXPECT_EQ(run(mwait()), u32{KVM_EXIT_SHUTDOWN});
 }
 
