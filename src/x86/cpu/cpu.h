@@ -311,6 +311,9 @@ class Cpu {
     return reinterpret_cast<std::byte*>(a.value + e.addend);
   }
   bool replaying() const { return replay_count_ > 0 || string_input_.left() != 0; }
+  // One CPU of the process at a time; see SplitLock. Releasing what is not held does nothing.
+  void take_split_lock();
+  void release_split_lock();
   // Whatever was under way was left in the middle, by a jump out of it: an instruction is as if it had not
   // begun.
   void abandon_in_the_middle(bool instruction);
@@ -480,6 +483,7 @@ class Cpu {
   bool trap_suppressed_ = false;
   bool rip_committed_ = false;
   u64 insn_start_ = 0; // RIP of the instruction under way
+  bool holds_split_lock_ = false;
   u64 pending_db_ = 0;
   GuestPhys code_update_at_;
   u64 code_update_size_ = 0;

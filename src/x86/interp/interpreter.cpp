@@ -4,6 +4,9 @@
 #include "x86/decode/block_cache.h"
 #include "x86/interp/bind.h"
 
+#include <mutex>
+#include <utility>
+
 namespace ring3::x86 {
 
 // A fault goes to the guest, unless it is a #DB for the debugger. False: run() must return `exit`.
@@ -109,7 +112,21 @@ bool Cpu::step_carefully() {
   return !exit_pending;
 }
 
+namespace {
+std::mutex split_lock;
+}
+
+void Cpu::take_split_lock() {
+  split_lock.lock();
+  holds_split_lock_ = true;
+}
+
+void Cpu::release_split_lock() {
+  if (std::exchange(holds_split_lock_, false)) split_lock.unlock();
+}
+
 void Cpu::abandon_in_the_middle(bool instruction) {
+  release_split_lock();
   if (instruction) state.regs[reg_rip] = insn_start_;
   rip_committed_ = false;
   fault_pending = exit_pending = false;

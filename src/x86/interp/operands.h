@@ -5,8 +5,6 @@
 
 #include "x86/interp/bind.h"
 
-#include <mutex>
-
 namespace ring3::x86 {
 
 // The handler of a class template for an operand size of 1, 2, 4 or 8 bytes.
@@ -53,11 +51,20 @@ inline Seg overridden_segment(const Decoded& d) {
   return s;
 }
 
-// Locked operations that straddle a page have no single host address to lock.
-inline std::mutex& split_lock() {
-  static std::mutex m;
-  return m;
-}
+// Locked operations that straddle a page have no single host address to lock: one of them at a time. The CPU
+// knows that it holds the lock, because memory that is gone takes the thread out of the middle.
+class SplitLock {
+ public:
+  SplitLock(Cpu& cpu, bool take) : cpu_(cpu) {
+    if (take) cpu.take_split_lock();
+  }
+  ~SplitLock() { cpu_.release_split_lock(); }
+  SplitLock(const SplitLock&) = delete;
+  SplitLock& operator=(const SplitLock&) = delete;
+
+ private:
+  Cpu& cpu_;
+};
 
 // new = f(old, flags) on a memory operand, atomically with a LOCK prefix or when `always_locked`.
 template <class T, class F> Step update_memory_at(Cpu& cpu, Seg seg, u64 offset, bool locked, F f) {
@@ -82,8 +89,7 @@ template <class T, class F> Step update_memory_at(Cpu& cpu, Seg seg, u64 offset,
   if (cpu.fault_pending) return Step::abort;
   // A fault on the second page is one of a write.
   if (a.page_offset() > page_size - sizeof(T) && !cpu.probe_write(seg, offset, sizeof(T))) return Step::abort;
-  std::unique_lock guard(split_lock(), std::defer_lock);
-  if (locked) guard.lock();
+  const SplitLock guard(cpu, locked);
   T old;
   if (!cpu.load<T>(a, old, seg)) return Step::abort;
   u16 flags = cpu.state.flags;

@@ -117,6 +117,22 @@ TEST_F(KvmRun, MemoryThatIsGoneIsEfault) {
   EXPECT_EQ(regs().rax & 0xff, 0x42);
 }
 
+// Half of a locked operand is gone. What guards such operations must not stay locked.
+TEST_F(KvmRun, LockedSplitOnMemoryThatIsGone) {
+  code({0xf0, 0x66, 0x83, 0x06, 0xfe, 0x8f, 0x01, 0xf4}); // lock add dword [0x8ffe], 1; hlt
+  memory_[0x8ffe] = 0xff;
+  for (int i = 0; i < 2; ++i) {
+    mprotect(memory_ + 0x9000, 4096, PROT_NONE);
+    EXPECT_EQ(enter(), -1);
+    EXPECT_EQ(errno, EFAULT);
+    EXPECT_EQ(regs().rip, code_at);
+  }
+  mprotect(memory_ + 0x9000, 4096, PROT_READ | PROT_WRITE);
+  ASSERT_EQ(enter(), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(memory_[0x8fff], 1);
+}
+
 TEST_F(KvmRun, CodeWrittenByTheClientIsSeen) {
   code({0xb0, 0x01, 0xe6, 0x10, 0xeb, 0xfa}); // again: mov al, 1; out 0x10, al; jmp again
   ASSERT_EQ(enter(), 0);
