@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table is a treap keyed by guest-physical base. An update copies the O(log n) nodes between the root and
-// the change and shares the rest. Priorities are a hash of the slot's id, so a table's shape depends on its
-// contents only.
 #include "kvm/memory_slots.h"
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <unordered_map>
 #include <utility>
 
 namespace ring3::kvm {
@@ -16,114 +12,53 @@ namespace {
 constexpr u64 user_address_limit = (u64{1} << 47) - page_size; // Linux TASK_SIZE_MAX with 4-level paging
 constexpr u64 guest_phys_limit = u64{1} << 52;                 // the architecture's largest MAXPHYADDR
 
-// SplitMix64's finalizer.
-constexpr u64 priority_of(u32 id) {
-  u64 x = id + 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-} // namespace
-
-struct SlotSnapshot::Node {
-  u64 base;
-  u64 size;
-  u64 priority;
-  std::shared_ptr<const Node> left;
-  std::shared_ptr<const Node> right;
-  std::shared_ptr<const MemorySlot> slot;
-};
-
-namespace {
-
-using Node = SlotSnapshot::Node;
-using Tree = std::shared_ptr<const Node>;
-
-Tree with_children(const Node& n, Tree left, Tree right) {
-  return std::make_shared<const Node>(
-      Node{n.base, n.size, n.priority, std::move(left), std::move(right), n.slot});
-}
-
-// Nodes with a base below `key`, and the others.
-std::pair<Tree, Tree> split(const Tree& t, u64 key) {
-  if (!t) return {};
-  if (t->base < key) {
-    auto [low, high] = split(t->right, key);
-    return {with_children(*t, t->left, std::move(low)), std::move(high)};
-  }
-  auto [low, high] = split(t->left, key);
-  return {std::move(low), with_children(*t, std::move(high), t->right)};
-}
-
-// Every base of a is below every base of b.
-Tree merge(const Tree& a, const Tree& b) {
-  if (!a) return b;
-  if (!b) return a;
-  if (a->priority > b->priority) return with_children(*a, a->left, merge(a->right, b));
-  return with_children(*b, merge(a, b->left), b->right);
-}
-
-Tree insert(const Tree& t, std::shared_ptr<const MemorySlot> slot) {
-  const u64 base = slot->base.value;
-  const u64 priority = priority_of(slot->id);
-  if (t && t->priority > priority) {
-    if (base < t->base) return with_children(*t, insert(t->left, std::move(slot)), t->right);
-    return with_children(*t, t->left, insert(t->right, std::move(slot)));
-  }
-  auto [low, high] = split(t, base);
-  const u64 size = slot->size;
-  return std::make_shared<const Node>(
-      Node{base, size, priority, std::move(low), std::move(high), std::move(slot)});
-}
-
-Tree erase(const Tree& t, u64 base) {
-  if (!t) return t;
-  if (base < t->base) return with_children(*t, erase(t->left, base), t->right);
-  if (base > t->base) return with_children(*t, t->left, erase(t->right, base));
-  return merge(t->left, t->right);
-}
-
-// Whether a slot other than `self` has a byte in [first, end). Slots are disjoint, so in order of their ends
-// too.
-bool overlaps(const Node* t, u64 first, u64 end, u32 self) {
-  while (t != nullptr) {
-    if (t->base >= end) {
-      t = t->left.get();
-    } else if (t->base + t->size <= first) {
-      t = t->right.get();
-    } else if (t->slot->id != self) {
-      return true;
-    } else {
-      // Only the slot being moved lies here: its neighbours on both sides can still collide.
-      return overlaps(t->left.get(), first, end, self) || overlaps(t->right.get(), first, end, self);
-    }
-  }
-  return false;
+// Whether a slot other than `self` has a byte in [first, end). Slots are disjoint.
+bool overlaps(const SlotTree& slots, u64 first, u64 end, u32 self) {
+  const MemorySlot* last = slots.last_below(end);
+  if (last != nullptr && last->id == self) last = slots.last_below(last->base.value);
+  return last != nullptr && last->base.value + last->size > first;
 }
 
 constexpr u32 space_of(u32 slot) { return slot >> 16; }
 
+bool holds(const MemorySlot& slot, const void* host, GuestPhys& out) {
+  const auto at = reinterpret_cast<u64>(host);
+  u64 offset = at - reinterpret_cast<u64>(slot.host);
+  if (offset >= slot.size && slot.private_memory)
+    offset = at - reinterpret_cast<u64>(slot.private_memory->host()) - slot.private_offset;
+  if (offset >= slot.size) return false;
+  out = slot.base + offset;
+  return true;
+}
+
 } // namespace
 
-const MemorySlot* SlotSnapshot::find(GuestPhys a) const {
-  const Node* n = root_.get();
-  while (n != nullptr) {
-    if (a.value < n->base) {
-      n = n->left.get();
-    } else if (a.value - n->base < n->size) {
-      return n->slot.get();
-    } else {
-      n = n->right.get();
-    }
-  }
-  return nullptr;
+bool SlotSnapshot::find_host(const void* host, GuestPhys& out) const {
+  return slots_.find_if([&](const MemorySlot& slot) { return holds(slot, host, out); }) != nullptr;
 }
 
 struct MemorySlots::Impl {
-  std::array<Tree, max_address_spaces> roots;
+  using ById = std::vector<std::shared_ptr<const MemorySlot>>; // by number in its address space; null: none
+  struct Space {
+    SlotTree slots;
+    ById by_id;
+  };
+  std::array<Space, max_address_spaces> spaces;
   std::shared_ptr<const PrivatePages> private_pages; // null: none
-  std::unordered_map<u32, std::shared_ptr<const MemorySlot>> by_id;
+  std::size_t count = 0;
+
+  // Null: there is none. The number is a valid one.
+  const std::shared_ptr<const MemorySlot>* find(u32 slot) const {
+    const ById& all = spaces[space_of(slot)].by_id;
+    const std::size_t number = slot & 0xffff;
+    return number < all.size() && all[number] ? &all[number] : nullptr;
+  }
+  std::shared_ptr<const MemorySlot>& place(u32 slot) {
+    ById& all = spaces[space_of(slot)].by_id;
+    const std::size_t number = slot & 0xffff;
+    if (number >= all.size()) all.resize(number + 1);
+    return all[number];
+  }
 };
 
 MemorySlots::MemorySlots(bool private_memory)
@@ -165,18 +100,18 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
 
 int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& memory) {
   if (!well_formed(region)) return -EINVAL;
-  // The old version is let go after the lock: freeing it may be long.
-  Tree retired;
+  // What nobody else holds goes after the lock.
+  std::shared_ptr<const MemorySlot> old;
   const std::scoped_lock guard(lock_);
-  Tree& root = impl_->roots[space_of(region.slot)];
-  const auto entry = impl_->by_id.find(region.slot);
-  const std::shared_ptr<const MemorySlot> old = entry == impl_->by_id.end() ? nullptr : entry->second;
+  SlotTree& slots = impl_->spaces[space_of(region.slot)].slots;
+  if (const auto* const found = impl_->find(region.slot)) old = *found;
 
   if (region.memory_size == 0) {
     if (!old) return -EINVAL;
     if (old->private_memory) old->private_memory->unbind(old->private_offset, old->size);
-    retired = std::exchange(root, erase(root, old->base.value));
-    impl_->by_id.erase(entry);
+    slots.erase(old->base.value);
+    impl_->place(region.slot).reset();
+    --impl_->count;
     generation_.fetch_add(1, std::memory_order_acq_rel);
     return 0;
   }
@@ -191,7 +126,7 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
     if (region.guest_phys_addr == old->base.value && region.flags == old->flags) return 0;
   }
   const u64 end = region.guest_phys_addr + region.memory_size;
-  if (overlaps(root.get(), region.guest_phys_addr, end, region.slot)) return -EEXIST;
+  if (overlaps(slots, region.guest_phys_addr, end, region.slot)) return -EEXIST;
   if (end > guest_phys_limit) return -EINVAL;
 
   if ((region.flags & mem_guest_memfd) != 0) {
@@ -217,17 +152,21 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
                                                       dirty_log_.initially_set() && !dirty_log_.uses_ring());
   }
 
-  Tree next = old ? erase(root, old->base.value) : root;
-  next = insert(next, slot);
-  impl_->by_id[region.slot] = std::move(slot);
-  retired = std::exchange(root, std::move(next));
+  if (old && old->base == slot->base) {
+    slots.replace(slot);
+  } else {
+    if (old) slots.erase(old->base.value);
+    slots.insert(slot);
+  }
+  if (!old) ++impl_->count;
+  impl_->place(region.slot) = std::move(slot);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   return 0;
 }
 
 SlotSnapshot MemorySlots::snapshot(u32 address_space) const {
   const std::scoped_lock guard(lock_);
-  return SlotSnapshot{impl_->roots[address_space], impl_->private_pages};
+  return SlotSnapshot{impl_->spaces[address_space].slots, impl_->private_pages};
 }
 
 int MemorySlots::set_attributes(const MemoryAttributes& args) {
@@ -252,9 +191,9 @@ int MemorySlots::find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const {
   if (dirty_log_.uses_ring()) return -ENXIO;
   if (!valid_number(slot)) return -EINVAL;
   const std::scoped_lock guard(lock_);
-  const auto entry = impl_->by_id.find(slot);
-  if (entry == impl_->by_id.end() || !entry->second->dirty) return -ENOENT;
-  out = entry->second->dirty;
+  const auto* const found = impl_->find(slot);
+  if (found == nullptr || !(*found)->dirty) return -ENOENT;
+  out = (*found)->dirty;
   return 0;
 }
 
@@ -288,44 +227,34 @@ int MemorySlots::clear_dirty_log(const kvm_clear_dirty_log& args, std::span<cons
 }
 
 bool MemorySlots::reset_dirty(u32 slot, u64 page) {
+  if (!valid_number(slot)) return false; // the VMM wrote it
   std::shared_ptr<DirtyBitmap> dirty;
   {
     const std::scoped_lock guard(lock_);
-    const auto entry = impl_->by_id.find(slot);
-    if (entry == impl_->by_id.end()) return false;
-    dirty = entry->second->dirty;
+    const auto* const found = impl_->find(slot);
+    if (found == nullptr) return false;
+    dirty = (*found)->dirty;
   }
   return dirty && dirty->clear_page(page);
 }
 
 std::size_t MemorySlots::dirty_words(u32 slot) const {
+  if (!valid_number(slot)) return 0;
   const std::scoped_lock guard(lock_);
-  const auto entry = impl_->by_id.find(slot);
-  return entry == impl_->by_id.end() || !entry->second->dirty ? 0 : entry->second->dirty->words();
-}
-
-bool MemorySlots::backs(const void* host) const {
-  GuestPhys ignored;
-  return find_host(host, ignored);
+  const auto* const found = impl_->find(slot);
+  return found == nullptr || !(*found)->dirty ? 0 : (*found)->dirty->words();
 }
 
 bool MemorySlots::find_host(const void* host, GuestPhys& out) const {
   const std::scoped_lock guard(lock_);
-  const auto at = reinterpret_cast<u64>(host);
-  for (const auto& [id, slot] : impl_->by_id) {
-    u64 offset = at - reinterpret_cast<u64>(slot->host);
-    if (offset >= slot->size && slot->private_memory)
-      offset = at - reinterpret_cast<u64>(slot->private_memory->host()) - slot->private_offset;
-    if (offset >= slot->size) continue;
-    out = slot->base + offset;
-    return true;
-  }
-  return false;
+  return std::ranges::any_of(impl_->spaces, [&](const Impl::Space& space) {
+    return space.slots.find_if([&](const MemorySlot& slot) { return holds(slot, host, out); }) != nullptr;
+  });
 }
 
 std::size_t MemorySlots::count() const {
   const std::scoped_lock guard(lock_);
-  return impl_->by_id.size();
+  return impl_->count;
 }
 
 } // namespace ring3::kvm

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // KVM's memory slots (api.rst 4.35): ranges of guest-physical memory backed by the VMM's own mappings.
 //
-// The table is a persistent structure. Writers build a new version that shares what did not change and
-// publish it; readers hold a snapshot and never lock. Lookup and update are O(log n) in the number of slots,
-// up to 32,764 of them.
+// The table is a persistent structure (slot_tree.h). Writers build a new version that shares what did not
+// change and publish it; readers hold a snapshot and never lock. Lookup and update are O(log n) in the number
+// of slots, up to 32,764 of them.
 //
 // A slot's number has its address space in bits 16 and up (api.rst 4.35). The spaces have slots, layouts and
 // dirty logs of their own; a vCPU looks at one of them at a time.
@@ -14,6 +14,7 @@
 #include "kvm/dirty_log.h"
 #include "kvm/guest_memfd.h"
 #include "kvm/memory_attributes.h"
+#include "kvm/slot_tree.h"
 #include "kvm/uapi_6_12.h"
 
 #include <atomic>
@@ -56,19 +57,21 @@ struct PrivateMemory {
 // VMM's mappings) alive.
 class SlotSnapshot {
  public:
-  struct Node;
   SlotSnapshot() = default;
-  SlotSnapshot(std::shared_ptr<const Node> root, std::shared_ptr<const PrivatePages> private_pages)
-      : root_(std::move(root)), private_(std::move(private_pages)) {}
+  SlotSnapshot(const SlotTree& slots, std::shared_ptr<const PrivatePages> private_pages)
+      : slots_(slots), private_(std::move(private_pages)) {}
 
   // The slot that holds `a`, or null. The pointer is valid while this snapshot lives.
-  const MemorySlot* find(GuestPhys a) const;
+  const MemorySlot* find(GuestPhys a) const { return slots_.find(a.value); }
   // Whether the guest's accesses are to the slot's private memory (KVM_MEMORY_ATTRIBUTE_PRIVATE).
   bool is_private(GuestPhys a) const { return private_ && private_->contains(a.frame()); }
+  // Is this an address in the VMM's memory that some slot uses? Its guest address then is in `out`. O(slots);
+  // allocates and locks nothing.
+  bool find_host(const void* host, GuestPhys& out) const;
 
  private:
   friend class MemorySlots;
-  std::shared_ptr<const Node> root_;
+  SlotTree slots_;
   std::shared_ptr<const PrivatePages> private_; // null: no page is
 };
 
@@ -117,8 +120,6 @@ class MemorySlots {
   // Words that get_dirty_log() needs; 0 without such a slot or without logging.
   std::size_t dirty_words(u32 slot) const;
 
-  // Is this an address in the VMM's memory that some slot uses? O(slots); for faults.
-  bool backs(const void* host) const;
   // The guest's address of it, in any address space that has one; false: no slot uses it.
   bool find_host(const void* host, GuestPhys& out) const;
 
