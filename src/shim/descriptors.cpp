@@ -6,13 +6,15 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <fcntl.h>
 #include <mutex>
-#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 #include <unistd.h>
 #include <unordered_map>
+#include <vector>
 
 namespace ring3::shim {
 
@@ -21,14 +23,22 @@ namespace {
 // Incremented in the child of each fork.
 std::atomic<unsigned> process_generation{0};
 
-// Was there ever a sealed one? Most programs read and write without such a thing.
+// Whose table this is. The child of a vfork() uses the same memory until it calls exec(), and what it closes
+// are descriptors of its own.
+std::atomic<pid_t> owner{getpid()};
+bool in_vfork_child() { return getpid() != owner.load(std::memory_order_relaxed); }
+
+// Was there ever an object? Before, programs read and write without a look at the table.
 std::atomic<bool> any_sealed{false};
 
 // One entry of the table. The flag is held for the time of a pointer's copy.
 struct Slot {
   std::atomic_flag busy;
   std::atomic<bool> sealed{false};
-  std::atomic<bool> used{false}; // there is an object
+  // Closes of this number that have begun, and that are over. What a number was before is not what it is
+  // later.
+  std::atomic<u32> closes_begun{0};
+  std::atomic<u32> closes_done{0};
   std::shared_ptr<Object> object;
 
   void lock() {
@@ -71,23 +81,7 @@ class Table {
 
 Table& table() {
   // Never destroyed: descriptors are used until the very end of the process.
-  static Table* const t = [] {
-    auto* made = std::make_unique<Table>().release();
-    pthread_atfork([] { table().changes.lock(); }, [] { table().changes.unlock(); },
-                   [] {
-                     table().changes.unlock();
-                     process_generation.fetch_add(1);
-                     for (unsigned fd = 0; fd < Table::chunk_slots * Table::chunks; fd += 1) {
-                       Slot* s = table().find(fd);
-                       if (s == nullptr) {
-                         fd |= Table::chunk_slots - 1;
-                       } else {
-                         s->unlock(); // a thread that is not here may have held it
-                       }
-                     }
-                   });
-    return made;
-  }();
+  static Table* const t = std::make_unique<Table>().release();
   return *t;
 }
 
@@ -98,40 +92,65 @@ bool file_identity(int fd, u64& id) {
   return true;
 }
 
-void put(int fd, std::shared_ptr<Object> object) {
-  Table& t = table();
-  if (!object) {
-    // What programs close is rarely ours, and their threads must not wait for each other here.
-    const Slot* const s = t.find(static_cast<unsigned>(fd));
-    if (s == nullptr || !s->used.load(std::memory_order_acquire)) return;
+// Those of the range that there are.
+template <class F> void for_each_slot(unsigned first, unsigned last, F&& f) {
+  constexpr u64 end = u64{Table::chunk_slots} * Table::chunks;
+  for (u64 fd = first; fd <= last && fd < end; ++fd) {
+    if (Slot* const slot = table().find(static_cast<unsigned>(fd))) {
+      f(*slot);
+    } else {
+      fd |= Table::chunk_slots - 1;
+    }
   }
-  std::shared_ptr<Object> old;
-  const std::scoped_lock guard(t.changes);
-  Slot* s = object ? t.make(static_cast<unsigned>(fd)) : t.find(static_cast<unsigned>(fd));
-  if (s == nullptr) return;
-  s->lock();
-  s->used.store(object != nullptr, std::memory_order_release);
-  const bool sealed = object && object->sealed();
-  s->sealed.store(sealed, std::memory_order_release);
+}
+
+// Needs `changes` held. What stood there: it is to go after all locks, since its end may be long.
+[[nodiscard]] std::shared_ptr<Object> exchange(Slot& slot, std::shared_ptr<Object> object) {
+  const bool sealed = object != nullptr;
+  slot.lock();
+  slot.sealed.store(sealed);
   if (sealed) any_sealed.store(true, std::memory_order_release);
-  old = std::exchange(s->object, std::move(object));
-  s->unlock();
-  // `old` goes after both locks: its end may be long.
+  std::shared_ptr<Object> old = std::exchange(slot.object, std::move(object));
+  slot.unlock();
+  return old;
+}
+
+std::shared_ptr<Object> object_of(Slot& slot) {
+  slot.lock();
+  std::shared_ptr<Object> object = slot.object;
+  slot.unlock();
+  return object;
 }
 
 } // namespace
 
 Object::Object() : process_(process_generation.load()) {}
 bool Object::ours() const { return process_ == process_generation.load(std::memory_order_relaxed); }
-int Object::check_map(u64, u64, int, int) const { return 0; }
-int Object::fallocate(int fd, int mode, s64 offset, s64 length) {
-  return real::fallocate(fd, mode, offset, length) == 0 ? 0 : -errno;
+int Object::check_map(u64, u64, int, int) const { return -ENODEV; }
+int Object::fallocate(int, int, s64 offset, s64 length) {
+  return offset < 0 || length <= 0 ? -EINVAL : -ENODEV;
+}
+
+void lock_descriptors_for_fork() { table().changes.lock(); }
+void unlock_descriptors_after_fork(bool in_child) {
+  Table& t = table();
+  t.changes.unlock();
+  if (!in_child) return;
+  process_generation.fetch_add(1);
+  owner.store(getpid());
+  // A thread that is not here may have held one.
+  for_each_slot(0, ~0U, [](Slot& slot) { slot.unlock(); });
 }
 
 bool is_sealed(int fd) {
   if (fd < 0 || !any_sealed.load(std::memory_order_acquire)) return false;
   const Slot* const s = table().find(static_cast<unsigned>(fd));
   return s != nullptr && s->sealed.load(std::memory_order_acquire);
+}
+
+int fix_size(int fd, u64 size) {
+  if (size != 0 && real::ftruncate(fd, static_cast<off_t>(size)) != 0) return -errno;
+  return real::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
 }
 
 int adopt_descriptor(int fd, std::shared_ptr<Object> object) {
@@ -146,14 +165,18 @@ int adopt_descriptor(int fd, std::shared_ptr<Object> object) {
     }
     t.by_file[id] = object;
   }
-  put(fd, std::move(object));
+  std::shared_ptr<Object> old;
+  const std::scoped_lock guard(t.changes);
+  Slot* const slot = t.make(static_cast<unsigned>(fd));
+  if (slot == nullptr) return -EMFILE;
+  old = exchange(*slot, std::move(object));
   return fd;
 }
 
 int add_descriptor(const char* name, u64 size, std::shared_ptr<Object> object) {
-  const int fd = memfd_create(name, MFD_CLOEXEC);
+  const int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return -errno;
-  int result = size != 0 && ftruncate(fd, static_cast<off_t>(size)) != 0 ? -errno : 0;
+  int result = fix_size(fd, size);
   if (result == 0) result = adopt_descriptor(fd, std::move(object));
   if (result < 0) real::close(fd);
   return result;
@@ -162,48 +185,46 @@ int add_descriptor(const char* name, u64 size, std::shared_ptr<Object> object) {
 std::shared_ptr<Object> find_object(int fd) {
   if (fd < 0) return nullptr;
   Table& t = table();
-  if (Slot* s = t.find(static_cast<unsigned>(fd))) {
-    s->lock();
-    std::shared_ptr<Object> object = s->object;
-    s->unlock();
-    if (object) return object;
+  Slot* slot = t.find(static_cast<unsigned>(fd));
+  if (slot != nullptr) {
+    if (auto object = object_of(*slot)) return object;
   }
   // A copy that came by a way we do not watch: SCM_RIGHTS, a raw system call.
+  const u32 done = slot != nullptr ? slot->closes_done.load() : 0;
+  const u32 begun = slot != nullptr ? slot->closes_begun.load() : 0;
   u64 id = 0;
   if (!file_identity(fd, id)) return nullptr;
-  std::shared_ptr<Object> object;
-  {
-    const std::scoped_lock guard(t.changes);
-    const auto e = t.by_file.find(id);
-    if (e != t.by_file.end()) object = e->second.lock();
+  const std::scoped_lock guard(t.changes);
+  const auto e = t.by_file.find(id);
+  std::shared_ptr<Object> object = e != t.by_file.end() ? e->second.lock() : nullptr;
+  if (!object) return nullptr;
+  if (slot == nullptr) slot = t.make(static_cast<unsigned>(fd));
+  // Kept for the next time, unless somebody closes this number at the same moment: it may be another file
+  // now.
+  const bool still_that = slot != nullptr && begun == done && slot->closes_begun.load() == begun;
+  if (still_that && !in_vfork_child() && !object_of(*slot)) {
+    static_cast<void>(exchange(*slot, object));
+    // A close that has begun meanwhile may have seen nothing of ours.
+    if (slot->closes_begun.load() != begun) static_cast<void>(exchange(*slot, nullptr));
   }
-  if (object) put(fd, object);
   return object;
 }
 
-void forget_descriptor(int fd) {
-  if (fd >= 0) put(fd, nullptr);
+Closing::Closing(unsigned first, unsigned last) : first_(first), last_(last) {
+  // What programs close is rarely ours, and their threads must not wait for each other here.
+  bool any = false;
+  for_each_slot(first, last, [&](Slot& slot) {
+    slot.closes_begun.fetch_add(1);
+    any |= slot.sealed.load();
+  });
+  if (!any || in_vfork_child()) return;
+  std::vector<std::shared_ptr<Object>> gone; // after the lock
+  const std::scoped_lock guard(table().changes);
+  for_each_slot(first, last, [&](Slot& slot) { gone.push_back(exchange(slot, nullptr)); });
 }
 
-void forget_descriptors(unsigned first, unsigned last) {
-  for (u64 fd = first; fd <= last && fd < u64{Table::chunk_slots} * Table::chunks; ++fd) {
-    if (table().find(static_cast<unsigned>(fd)) == nullptr) {
-      fd |= Table::chunk_slots - 1;
-    } else {
-      put(static_cast<int>(fd), nullptr);
-    }
-  }
-}
-
-void copy_descriptor(int fd, int copy) {
-  if (Slot* s = table().find(static_cast<unsigned>(fd))) {
-    s->lock();
-    std::shared_ptr<Object> object = s->object;
-    s->unlock();
-    if (object || table().find(static_cast<unsigned>(copy)) != nullptr) put(copy, std::move(object));
-  } else {
-    forget_descriptor(copy);
-  }
+Closing::~Closing() {
+  for_each_slot(first_, last_, [](Slot& slot) { slot.closes_done.fetch_add(1); });
 }
 
 } // namespace ring3::shim

@@ -22,9 +22,7 @@ long GuestMemfdObject::create(std::shared_ptr<VmObject> vm, const kvm::CreateGue
   if (fd < 0) return -errno;
   std::shared_ptr<kvm::GuestMemfd> memory;
   int result = vm->vm().create_guest_memfd(args, fd, memory);
-  // Its size is for ever, by whatever way somebody comes.
-  if (result == 0 && real::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-    result = -errno;
+  if (result == 0) result = fix_size(fd, 0); // which create_guest_memfd() has set
   if (result == 0)
     result = adopt_descriptor(fd, std::make_shared<GuestMemfdObject>(std::move(vm), std::move(memory)));
   if (result < 0) real::close(fd);
@@ -32,7 +30,6 @@ long GuestMemfdObject::create(std::shared_ptr<VmObject> vm, const kvm::CreateGue
 }
 
 long GuestMemfdObject::ioctl(unsigned long, unsigned long) { return -ENOTTY; }
-int GuestMemfdObject::check_map(u64, u64, int, int) const { return -ENODEV; }
 
 int GuestMemfdObject::fallocate(int fd, int mode, s64 offset, s64 length) {
   return ours() ? vm_->vm().fallocate(*memory_, fd, mode, offset, length) : -EIO;

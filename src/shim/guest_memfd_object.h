@@ -7,6 +7,8 @@
 #include "shim/descriptors.h"
 #include "shim/vm_object.h"
 
+#include <cerrno>
+
 namespace ring3::shim {
 
 class GuestMemfdObject final : public Object {
@@ -18,9 +20,8 @@ class GuestMemfdObject final : public Object {
   static long create(std::shared_ptr<VmObject> vm, const kvm::CreateGuestMemfd& args);
 
   long ioctl(unsigned long request, unsigned long argument) override;
-  int check_map(u64 offset, u64 size, int protection, int flags) const override;
   int fallocate(int fd, int mode, s64 offset, s64 length) override;
-  bool sealed() const override { return true; }
+  s64 seek() const override { return -ESPIPE; }
 
   const std::shared_ptr<kvm::GuestMemfd>& memory() const { return memory_; }
 

@@ -5,6 +5,7 @@
 // fcntl.h and friends are not included: they give these names attributes and inline versions of their own.
 #include "shim/cpuid_patch.h"
 #include "shim/descriptors.h"
+#include "shim/fork.h"
 #include "shim/real_calls.h"
 #include "shim/served_paths.h"
 #include "shim/signals.h"
@@ -13,6 +14,7 @@
 #include <cstdarg>
 #include <linux/fcntl.h>
 #include <linux/kvm.h>
+#include <optional>
 #include <unistd.h>
 
 #define RING3_EXPORT extern "C" __attribute__((visibility("default")))
@@ -23,7 +25,10 @@ using namespace ring3;
 using namespace ring3::shim;
 
 // Before the program's own constructors, some of which ask the processor what it is.
-__attribute__((constructor)) void start() { patch_cpuid(); }
+__attribute__((constructor)) void start() {
+  watch_forks();
+  patch_cpuid();
+}
 
 int answer(long result) {
   if (result >= 0) return static_cast<int>(result);
@@ -77,10 +82,28 @@ int check_access(const char* path, int mode) {
   return (mode & X_OK) != 0 || ((mode & W_OK) != 0 && !device) ? answer(-EACCES) : 0;
 }
 
-int replace(int from, int to, int result) {
-  const LikeASystemCall held;
-  if (result >= 0 && from != to) copy_descriptor(from, result);
+// A copy of a descriptor of ours is known from the start.
+int copied(bool ours, int result) {
+  if (ours && result >= 0) {
+    const LikeASystemCall held;
+    find_object(result);
+  }
   return result;
+}
+
+// dup2() and dup3(): what `to` stood for ends first.
+template <class F> int replace(int from, int to, F&& call) {
+  if (from == to || to < 0 || real::fcntl(from, F_GETFD) < 0) return call();
+  int result;
+  bool ours;
+  {
+    const LikeASystemCall held;
+    const auto kept = find_object(from); // which may be the object that `to` stands for as well
+    ours = kept != nullptr;
+    const Closing closing(static_cast<unsigned>(to), static_cast<unsigned>(to));
+    result = call();
+  }
+  return copied(ours, result);
 }
 
 void* map(void* address, size_t size, int protection, int flags, int fd, off_t offset) {
@@ -180,31 +203,35 @@ RING3_EXPORT int fstatat64(int folder, const char* path, struct stat64* out, int
 // --- descriptors ---
 
 RING3_EXPORT int close(int fd) {
-  // Forgotten first: once it is closed, another thread may get the number for something else.
+  if (fd < 0) return real::close(fd);
+  std::optional<Closing> closing;
   {
     const LikeASystemCall held;
-    forget_descriptor(fd);
+    closing.emplace(static_cast<unsigned>(fd), static_cast<unsigned>(fd));
   }
   return real::close(fd);
 }
 RING3_EXPORT int close_range(unsigned first, unsigned last, int flags) noexcept {
   constexpr int only_mark = 4; // CLOSE_RANGE_CLOEXEC
-  if ((flags & only_mark) == 0) {
-    const LikeASystemCall held;
-    forget_descriptors(first, last);
-  }
+  if ((flags & only_mark) != 0 || first > last) return real::close_range(first, last, flags);
+  const LikeASystemCall held;
+  const Closing closing(first, last);
   return real::close_range(first, last, flags);
 }
-RING3_EXPORT int dup(int fd) noexcept { return replace(fd, -1, real::dup(fd)); }
-RING3_EXPORT int dup2(int fd, int to) noexcept { return replace(fd, to, real::dup2(fd, to)); }
+RING3_EXPORT int dup(int fd) noexcept { return copied(is_sealed(fd), real::dup(fd)); }
+RING3_EXPORT int dup2(int fd, int to) noexcept {
+  return replace(fd, to, [&] { return real::dup2(fd, to); });
+}
 RING3_EXPORT int dup3(int fd, int to, int flags) noexcept {
-  return replace(fd, to, real::dup3(fd, to, flags));
+  if ((flags & ~O_CLOEXEC) != 0) return real::dup3(fd, to, flags);
+  return replace(fd, to, [&] { return real::dup3(fd, to, flags); });
 }
 
 namespace {
 int control_descriptor(int fd, int command, void* argument) {
-  const int result = real::fcntl(fd, command, argument);
-  return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? replace(fd, -1, result) : result;
+  const bool copies = command == F_DUPFD || command == F_DUPFD_CLOEXEC;
+  const bool ours = copies && is_sealed(fd);
+  return copied(ours, real::fcntl(fd, command, argument));
 }
 } // namespace
 RING3_EXPORT int fcntl(int fd, int command, ...) {
@@ -250,12 +277,12 @@ RING3_EXPORT void* mmap64(void* address, size_t size, int protection, int flags,
   return map(address, size, protection, flags, fd, offset);
 }
 
-// --- the contents of guest_memfd, which are not the VMM's ---
-// The errors are those of a file without these operations.
+// --- the contents of the files behind KVM's descriptors, which are not the VMM's ---
+// The errors are those of files without these operations.
 
 namespace {
 // Signal handlers use these, and must not be the first to look them up.
-[[gnu::constructor]] void look_up_file_calls() {
+[[gnu::constructor]] void look_up_calls() {
   real::read.get();
   real::write.get();
   real::pread.get();
@@ -264,6 +291,14 @@ namespace {
   real::writev.get();
   real::lseek.get();
   real::ftruncate.get();
+  real::pthread_sigmask.get();
+}
+off_t seek(int fd, off_t offset, int whence) {
+  if (is_sealed(fd)) {
+    const LikeASystemCall held;
+    if (const auto object = find_object(fd)) return answer(object->seek());
+  }
+  return real::lseek(fd, offset, whence);
 }
 } // namespace
 
@@ -297,15 +332,12 @@ RING3_EXPORT int ftruncate(int fd, off_t size) noexcept {
 RING3_EXPORT int ftruncate64(int fd, off64_t size) noexcept {
   return is_sealed(fd) ? answer(-EINVAL) : real::ftruncate(fd, size);
 }
-RING3_EXPORT off_t lseek(int fd, off_t offset, int whence) noexcept {
-  return is_sealed(fd) ? answer(-ESPIPE) : real::lseek(fd, offset, whence);
-}
-RING3_EXPORT off64_t lseek64(int fd, off64_t offset, int whence) noexcept {
-  return is_sealed(fd) ? answer(-ESPIPE) : real::lseek(fd, offset, whence);
-}
+RING3_EXPORT off_t lseek(int fd, off_t offset, int whence) noexcept { return seek(fd, offset, whence); }
+RING3_EXPORT off64_t lseek64(int fd, off64_t offset, int whence) noexcept { return seek(fd, offset, whence); }
 
 namespace {
 int allocate(int fd, int mode, off_t offset, off_t length) {
+  const LikeASystemCall held;
   if (const auto object = find_object(fd)) return answer(object->fallocate(fd, mode, offset, length));
   return real::fallocate(fd, mode, offset, length);
 }
@@ -333,5 +365,12 @@ RING3_EXPORT __sighandler_t sysv_signal(int number, __sighandler_t handler) noex
 }
 RING3_EXPORT __sighandler_t __sysv_signal(int number, __sighandler_t handler) noexcept {
   return set_handler(number, handler, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+}
+RING3_EXPORT int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) noexcept {
+  return set_program_mask(how, set, old);
+}
+RING3_EXPORT int sigprocmask(int how, const sigset_t* set, sigset_t* old) noexcept {
+  const int error = set_program_mask(how, set, old);
+  return error == 0 ? 0 : answer(-error);
 }
 RING3_EXPORT int pthread_cancel(pthread_t thread) { return cancel_thread(thread); }

@@ -56,6 +56,7 @@ inline constinit RealCall<int(const char*, struct stat*)> stat{"stat"};
 inline constinit RealCall<int(const char*, struct stat*)> lstat{"lstat"};
 inline constinit RealCall<int(int, const char*, struct stat*, int)> fstatat{"fstatat"};
 inline constinit RealCall<int(int, const struct sigaction*, struct sigaction*)> sigaction{"sigaction"};
+inline constinit RealCall<int(int, const sigset_t*, sigset_t*)> pthread_sigmask{"pthread_sigmask"};
 inline constinit RealCall<int(pthread_t)> pthread_cancel{"pthread_cancel"};
 } // namespace real
 

@@ -16,7 +16,6 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
-#include <vector>
 #include <xmmintrin.h>
 
 namespace ring3::shim {
@@ -66,14 +65,20 @@ bool has_handler(const struct sigaction& a) {
 std::atomic<u64> caught_by_default{0};
 constexpr u64 bit_of(int number) { return u64{1} << (number - 1); }
 
+// A fault whose signal is blocked ends the process, whoever blocked it: so they never really are. A program
+// that blocks everything in its vCPU threads must not die of what the hypervisor's own accesses raise.
+void never_block_faults(sigset_t& mask) {
+  for (const int n : fault_signals) sigdelset(&mask, n);
+}
+
 class AllSignalsHeld {
  public:
   AllSignalsHeld() {
     sigset_t all;
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
+    real::pthread_sigmask(SIG_SETMASK, &all, &before_);
   }
-  ~AllSignalsHeld() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  ~AllSignalsHeld() { real::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
   AllSignalsHeld(const AllSignalsHeld&) = delete;
   AllSignalsHeld& operator=(const AllSignalsHeld&) = delete;
 
@@ -93,35 +98,31 @@ struct Stay {
   siginfo_t info[max_deferred];
   sigset_t mask_before; // of the first one that was put off
   bool cancel_at_any_time;
+  // The list of threads; under threads_lock.
+  pthread_t thread;
+  Stay* next;
+  Stay* previous;
 };
 constinit thread_local Stay stay{}; // handlers use it: nothing to construct
 
-// Threads that have run a vCPU, for pthread_cancel().
-class ThreadRecord {
- public:
-  ThreadRecord();
-  ~ThreadRecord();
-  Stay& of_thread = stay;
-  const pthread_t thread = pthread_self();
-};
+// Threads in KVM_RUN that may be cancelled at any time: whoever cancels one ends it. Their Stays are the
+// list, so that no memory is needed: the call may be one of a handler that has interrupted malloc().
 std::mutex threads_lock;
-std::vector<ThreadRecord*>& threads() {
-  static auto* const all = std::make_unique<std::vector<ThreadRecord*>>().release(); // outlives every thread
-  return *all;
-}
-ThreadRecord::ThreadRecord() {
-  const AllSignalsHeld held;
+Stay* threads = nullptr;
+
+void add_thread(Stay& s) {
   const std::scoped_lock guard(threads_lock);
-  threads().push_back(this);
+  s.thread = pthread_self();
+  s.previous = nullptr;
+  s.next = threads;
+  if (threads != nullptr) threads->previous = &s;
+  threads = &s;
 }
-ThreadRecord::~ThreadRecord() {
-  const AllSignalsHeld held;
+
+void remove_thread(Stay& s) {
   const std::scoped_lock guard(threads_lock);
-  std::erase(threads(), this);
-}
-Stay& recorded_thread() {
-  thread_local ThreadRecord record;
-  return record.of_thread;
+  (s.previous != nullptr ? s.previous->next : threads) = s.next;
+  if (s.next != nullptr) s.next->previous = s.previous;
 }
 
 // Held while a signal is put off: everything but what an instruction itself raises, and what the C library
@@ -201,7 +202,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
   if (!raised_here) return on_signal(number, info, context);
   sigset_t mask = a.sa_mask;
   if ((a.sa_flags & SA_NODEFER) == 0) sigaddset(&mask, number);
-  pthread_sigmask(SIG_BLOCK, &mask, nullptr);
+  real::pthread_sigmask(SIG_BLOCK, &mask, nullptr);
   call_program(number, info, context);
 }
 
@@ -251,12 +252,38 @@ void release_deferred(Stay& s) {
 
 } // namespace
 
-LikeASystemCall::LikeASystemCall() { stay.depth = stay.depth + 1; }
-LikeASystemCall::~LikeASystemCall() noexcept(false) {
+namespace {
+void begin_stay() {
+  stay.depth = stay.depth + 1;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+}
+void end_stay() {
   std::atomic_signal_fence(std::memory_order_seq_cst);
   stay.depth = stay.depth - 1;
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (stay.depth == 0 && stay.deferred != 0) release_deferred(stay);
+}
+} // namespace
+
+LikeASystemCall::LikeASystemCall() { begin_stay(); }
+LikeASystemCall::~LikeASystemCall() noexcept(false) { end_stay(); }
+
+void lock_signals_for_fork() {
+  begin_stay();
+  threads_lock.lock();
+  actions_lock.lock();
+}
+
+void unlock_signals_after_fork(bool in_child) {
+  actions_lock.unlock();
+  if (in_child) threads = nullptr; // the others are not here, and this one is in fork()
+  threads_lock.unlock();
+  if (in_child && stay.deferred != 0) {
+    stay.deferred = 0;
+    const sigset_t mask = stay.mask_before;
+    pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+  }
+  end_stay();
 }
 
 int set_program_action(int number, const struct sigaction* action, struct sigaction* old) {
@@ -272,6 +299,7 @@ int set_program_action(int number, const struct sigaction* action, struct sigact
   if (action != nullptr && !is_fault_signal(number)) {
     struct sigaction installed = *action;
     caught_by_default.fetch_and(~bit_of(number));
+    never_block_faults(installed.sa_mask);
     if (has_handler(*action)) {
       installed.sa_sigaction = on_signal;
       installed.sa_flags = (installed.sa_flags | SA_SIGINFO) & ~static_cast<int>(SA_RESETHAND);
@@ -287,6 +315,13 @@ int set_program_action(int number, const struct sigaction* action, struct sigact
   }
   if (old != nullptr) *old = before;
   return 0;
+}
+
+int set_program_mask(int how, const sigset_t* set, sigset_t* old) {
+  if (set == nullptr || how == SIG_UNBLOCK) return real::pthread_sigmask(how, set, old);
+  sigset_t mask = *set;
+  never_block_faults(mask);
+  return real::pthread_sigmask(how, &mask, old);
 }
 
 void install_fault_handlers() {
@@ -309,14 +344,18 @@ void install_fault_handlers() {
 int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (*body)(void*),
                   void* argument) {
   const LikeASystemCall held;
-  Stay& s = recorded_thread();
+  Stay& s = stay;
   sigset_t program_mask;
   s.vcpu = &vcpu;
   if (mask != nullptr) {
     pthread_sigmask(SIG_SETMASK, nullptr, &program_mask);
+    // A signal that was put off already has changed the mask.
+    if (s.deferred != 0) program_mask = s.mask_before;
     catch_default_actions(program_mask, *mask);
   }
-  if (mask != nullptr) pthread_sigmask(SIG_SETMASK, mask, nullptr);
+  if (mask != nullptr) set_program_mask(SIG_SETMASK, mask, nullptr);
+  const bool cancelled_at_any_time = s.cancel_at_any_time;
+  if (cancelled_at_any_time) add_thread(s);
   lock.lock();
   s.owns_vcpu = 1;
   std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -337,6 +376,7 @@ int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (s.deferred != 0) vcpu.forget_kick();
   lock.unlock(); // before handlers run: they may use the vCPU
+  if (cancelled_at_any_time) remove_thread(s);
   if (mask != nullptr) {
     if (s.deferred == 0) pthread_sigmask(SIG_SETMASK, &program_mask, nullptr);
     // With a signal put off, all are held until it is let go, with the program's mask.
@@ -347,18 +387,20 @@ int stay_in_guest(x86::Vcpu& vcpu, std::mutex& lock, const sigset_t* mask, int (
 
 CancellationHeld::CancellationHeld() {
   pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type_);
-  recorded_thread().cancel_at_any_time = type_ == PTHREAD_CANCEL_ASYNCHRONOUS;
+  stay.cancel_at_any_time = type_ == PTHREAD_CANCEL_ASYNCHRONOUS;
 }
 
-CancellationHeld::~CancellationHeld() noexcept(false) { pthread_setcanceltype(type_, nullptr); }
+CancellationHeld::~CancellationHeld() noexcept(false) {
+  stay.cancel_at_any_time = false; // other calls are over soon
+  pthread_setcanceltype(type_, nullptr);
+}
 
 int cancel_thread(pthread_t thread) {
   const int result = real::pthread_cancel(thread);
   const AllSignalsHeld held;
   const std::scoped_lock guard(threads_lock);
-  for (ThreadRecord* r : threads()) {
-    if (r->thread == thread && r->of_thread.owns_vcpu != 0 && r->of_thread.cancel_at_any_time)
-      r->of_thread.vcpu->kick();
+  for (const Stay* s = threads; s != nullptr; s = s->next) {
+    if (s->thread == thread && s->owns_vcpu != 0) s->vcpu->kick();
   }
   return result;
 }

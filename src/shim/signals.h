@@ -27,9 +27,17 @@ class LikeASystemCall {
   LikeASystemCall& operator=(const LikeASystemCall&) = delete;
 };
 
+// Between these two, around a fork(), the program's handlers wait as in LikeASystemCall, and nobody changes
+// what is kept here. The child has no other threads, and signals that were put off are the parent's.
+void lock_signals_for_fork();
+void unlock_signals_after_fork(bool in_child);
+
 // sigaction() for the program: what it sets is kept here, and what it asks for is what it set. 0, or -1 with
 // errno.
 int set_program_action(int number, const struct sigaction* action, struct sigaction* old);
+
+// pthread_sigmask() for the program. The signals of faults are never blocked.
+int set_program_mask(int how, const sigset_t* set, sigset_t* old);
 
 // Makes our handlers for faults. Idempotent; before the first ioctl.
 void install_fault_handlers();

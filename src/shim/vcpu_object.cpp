@@ -43,11 +43,17 @@ int VcpuObject::check_map(u64 offset, u64 size, int protection, int flags) const
 }
 
 long VcpuObject::run() {
-  const int result = stay_in_guest(
-      *vcpu_, lock_, signal_mask_ ? &*signal_mask_ : nullptr,
+  SignalMask mask;
+  {
+    const std::scoped_lock guard(mask_lock_);
+    mask = signal_mask_;
+  }
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  std::memcpy(&blocked, &mask.signals, sizeof mask.signals);
+  return stay_in_guest(
+      *vcpu_, lock_, mask.set ? &blocked : nullptr,
       [](void* vcpu) { return static_cast<x86::Vcpu*>(vcpu)->run(); }, vcpu_);
-  if (result == -EFAULT) vcpu_->report_lost_memory();
-  return result;
 }
 
 long VcpuObject::ioctl(unsigned long request, unsigned long argument) {
@@ -75,18 +81,16 @@ long VcpuObject::ioctl(unsigned long request, unsigned long argument) {
 }
 
 long VcpuObject::set_signal_mask(unsigned long argument) {
-  if (argument == 0) {
-    signal_mask_.reset();
-    return 0;
+  SignalMask mask;
+  if (argument != 0) {
+    u32 size = 0;
+    if (!get_user(size, argument)) return -EFAULT;
+    if (size != sizeof mask.signals) return -EINVAL;
+    if (!get_user(mask.signals, argument + sizeof size)) return -EFAULT;
+    mask.set = true;
   }
-  u32 size = 0;
-  if (!get_user(size, argument)) return -EFAULT;
-  if (size != sizeof(u64)) return -EINVAL; // the kernel's sigset_t
-  u64 mask = 0;
-  if (!get_user(mask, argument + sizeof size)) return -EFAULT;
-  signal_mask_.emplace();
-  sigemptyset(&*signal_mask_);
-  std::memcpy(&*signal_mask_, &mask, sizeof mask);
+  const std::scoped_lock guard(mask_lock_);
+  signal_mask_ = mask;
   return 0;
 }
 

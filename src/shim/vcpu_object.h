@@ -8,7 +8,6 @@
 
 #include <csignal>
 #include <mutex>
-#include <optional>
 
 namespace ring3::shim {
 
@@ -34,7 +33,13 @@ class VcpuObject final : public Object {
   x86::Vcpu* vcpu_ = nullptr;
   // KVM lets one ioctl at a time use a vCPU; the others wait, for a KVM_RUN too.
   std::mutex lock_;
-  std::optional<sigset_t> signal_mask_;
+  // KVM_SET_SIGNAL_MASK; KVM_RUN reads it before it has the lock.
+  struct SignalMask {
+    bool set = false;
+    u64 signals = 0; // the kernel's sigset_t
+  };
+  mutable std::mutex mask_lock_;
+  SignalMask signal_mask_;
 };
 
 } // namespace ring3::shim

@@ -14,6 +14,7 @@
 #include "x86/api/capabilities.h"
 
 #include <cerrno>
+#include <new>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -43,10 +44,9 @@ long VmObject::create(unsigned long type) {
 
 long VmObject::create_vcpu(unsigned long id) {
   const u64 ring = vm_->dirty_ring_bytes();
-  const int fd = memfd_create("kvm-vcpu", MFD_CLOEXEC);
+  const int fd = memfd_create("kvm-vcpu", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return -errno;
-  long result = 0;
-  if (ftruncate(fd, static_cast<off_t>(kvm::RunPages::file_size(ring))) != 0) result = -errno;
+  long result = fix_size(fd, kvm::RunPages::file_size(ring));
   x86::Vcpu* vcpu = nullptr;
   if (result == 0) result = id > 0xffffffff ? -EINVAL : vm_->create_vcpu(static_cast<u32>(id), fd, vcpu);
   if (result == 0) {
@@ -204,6 +204,14 @@ long VmObject::event_ioctl(unsigned long request, unsigned long argument) {
 
 long VmObject::ioctl(unsigned long request, unsigned long argument) {
   if (!ours() || vm_->dead()) return -EIO;
+  try {
+    return vm_ioctl(request, argument);
+  } catch (const std::bad_alloc&) {
+    return -ENOMEM; // the size of a slot's log is the VMM's choice
+  }
+}
+
+long VmObject::vm_ioctl(unsigned long request, unsigned long argument) {
   switch (request) {
   case KVM_CHECK_EXTENSION: return x86::check_extension(static_cast<u32>(argument), vm_.get());
   case KVM_CREATE_VCPU: return create_vcpu(argument);

@@ -21,6 +21,7 @@ class VmObject final : public Object, public std::enable_shared_from_this<VmObje
   x86::Vm& vm() { return *vm_; }
 
  private:
+  long vm_ioctl(unsigned long request, unsigned long argument);
   long create_vcpu(unsigned long id);
   long memory_ioctl(unsigned long request, unsigned long argument);
   long irqchip_ioctl(unsigned long request, unsigned long argument);

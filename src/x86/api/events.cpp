@@ -162,6 +162,7 @@ int Vcpu::set_lapic(const kvm_lapic_state& in) {
 
 int Vcpu::translate(kvm_translation& t) {
   GuestPhys pa;
+  cpu_.mmu.refresh_slots();
   const bool valid = cpu_.mmu.probe(GuestVirt{t.linear_address}, pa);
   t.physical_address = valid ? pa.value : ~u64{0};
   t.valid = valid;

@@ -167,7 +167,10 @@ bool Vcpu::pae_paging() const {
 
 int Vcpu::set_sregs(const kvm_sregs& in) {
   if (const int result = set_common_sregs(in); result != 0) return result;
-  if (pae_paging()) cpu_.mmu.load_pdptes(cpu_.state.cr3);
+  if (pae_paging()) {
+    cpu_.mmu.refresh_slots();
+    cpu_.mmu.load_pdptes(cpu_.state.cr3);
+  }
   for (unsigned i = 0; i < 4 && lapic_ == nullptr; ++i) {
     if (in.interrupt_bitmap[i] == 0) continue;
     user_interrupt_ =
@@ -194,6 +197,7 @@ int Vcpu::set_sregs2(const kvm_sregs2& in) {
   if (pdptrs) {
     for (unsigned i = 0; i < 4; ++i) cpu_.state.pdpte[i] = in.pdptrs[i];
   } else if (pae_paging()) {
+    cpu_.mmu.refresh_slots();
     cpu_.mmu.load_pdptes(cpu_.state.cr3);
   }
   cpu_.mode_changed();

@@ -78,7 +78,6 @@ void Vcpu::end_run(kvm_run& run) {
 
 int Vcpu::run() {
   if (vm_.dead()) return -EIO;
-  lost_memory_ = nullptr;
   kvm_run& page = run_page();
   int result = begin_run(page);
   if (result == 0) result = vcpu_.run();

@@ -465,15 +465,17 @@ void Vcpu::complete_user_exit(kvm_run& run) {
   cpu_.complete_external(data, refused);
 }
 
-bool Vcpu::is_guest_memory(const void* host) const { return vm_.slots().backs(host); }
+bool Vcpu::is_guest_memory(const void* host) const {
+  GuestPhys ignored;
+  return cpu_.mmu.uses_host(host, ignored);
+}
 
 void Vcpu::guest_memory_lost(const void* host) {
-  lost_memory_ = host;
   // Otherwise it was an event on its way in, or an ioctl: no instruction to go back to.
   cpu_.abandon_in_the_middle(std::exchange(executing_, false));
+  if (running_) report_lost_memory(host);
   end_run(run_page());
   vcpu_.out_of_guest();
-  end_run(run_page());
 }
 
 // --- events from user space ---

@@ -136,9 +136,8 @@ class Vcpu final : public kvm::VcpuApi,
   // Is this an address of memory that the VMM gave to a slot? Async-signal-safe on a thread that runs a vCPU.
   bool is_guest_memory(const void* host) const;
   // The thread was taken out of the middle of an instruction because such memory is not there any more.
+  // KVM_RUN, if it was that, is over and says where in kvm_run (KVM_CAP_MEMORY_FAULT_INFO).
   void guest_memory_lost(const void* host);
-  // KVM_RUN ended that way: says where in kvm_run (KVM_CAP_MEMORY_FAULT_INFO).
-  void report_lost_memory();
   // Takes a kick() back that run() has not answered yet. The vCPU's thread.
   void forget_kick() { vcpu_.exit_word().fetch_and(~kvm::request::kick); }
 
@@ -194,6 +193,7 @@ class Vcpu final : public kvm::VcpuApi,
   kvm::Entry fail_emulation(kvm_run& run);
   bool leaves_emulation_to_user_space();
   std::size_t instruction_bytes(std::span<u8> out);
+  void report_lost_memory(const void* host);
   static void fill_memory_fault(kvm_run& run, GuestPhys page, u64 flags);
   // run_sync.cpp
   int begin_run(kvm_run& run);
@@ -227,7 +227,6 @@ class Vcpu final : public kvm::VcpuApi,
   unsigned pauses_ = 0;
   bool has_run_ = false;
   bool executing_ = false;
-  const void* lost_memory_ = nullptr;
   bool external_open_ = false;       // the last exit waits for its answer
   bool running_ = false;             // between begin_run() and end_run()
   std::optional<u8> user_interrupt_; // KVM_INTERRUPT

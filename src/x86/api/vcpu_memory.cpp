@@ -16,10 +16,9 @@ void Vcpu::fill_memory_fault(kvm_run& run, GuestPhys page, u64 flags) {
   std::memcpy(run.padding, &fault, sizeof fault);
 }
 
-void Vcpu::report_lost_memory() {
+void Vcpu::report_lost_memory(const void* host) {
   GuestPhys page;
-  if (lost_memory_ != nullptr && vm_.slots().find_host(lost_memory_, page))
-    fill_memory_fault(run_page(), page.page(), 0);
+  if (cpu_.mmu.uses_host(host, page)) fill_memory_fault(run_page(), page.page(), 0);
 }
 
 void Vcpu::requeue_if_memory_fault(EventType type, u8 vector) {
@@ -44,7 +43,7 @@ int Vcpu::pre_fault_memory(kvm::PreFaultMemory& range) {
   if (range.flags != 0) return -EINVAL;
   if (((range.gpa | range.size) & page_offset_mask) != 0 || range.gpa + range.size <= range.gpa)
     return -EINVAL;
-  cpu_.mmu.reload_slots();
+  cpu_.mmu.refresh_slots();
   const u64 wanted = range.size;
   int result = 0;
   for (; range.size != 0; range.gpa += page_size, range.size -= page_size) {

@@ -28,8 +28,9 @@ int Vm::create_irqchip() {
   const std::scoped_lock guard(lock_);
   if (irqchip_) return -EEXIST;
   if (!vcpus_.empty()) return -EINVAL;
-  irqchip_ = std::make_unique<IrqChip>(*clock_, timers_);
-  irqchip_->set_irqfds(irqfds_);
+  auto chip = std::make_unique<IrqChip>(*clock_, timers_);
+  chip->set_irqfds(irqfds_);
+  irqchip_ = std::move(chip); // complete: other calls look at it without the lock
   return 0;
 }
 
@@ -37,8 +38,9 @@ int Vm::create_split_irqchip(u64 reserved_pins) {
   const std::scoped_lock guard(lock_);
   if (reserved_pins > kvm::max_irq_routes) return -EINVAL;
   if (irqchip_ || !vcpus_.empty()) return -EEXIST; // KVM's word for both
-  irqchip_ = std::make_unique<IrqChip>(*clock_, timers_, static_cast<u32>(reserved_pins));
-  irqchip_->set_irqfds(irqfds_);
+  auto chip = std::make_unique<IrqChip>(*clock_, timers_, static_cast<u32>(reserved_pins));
+  chip->set_irqfds(irqfds_);
+  irqchip_ = std::move(chip);
   return 0;
 }
 

@@ -156,6 +156,7 @@ CpuExit Cpu::run() {
       if (!step_carefully()) return exit;
       continue;
     }
+    insn_start_ = state.regs[reg_rip]; // its bytes may be what is missing
     Block* block = blocks_->lookup(false);
     if (block == nullptr) [[unlikely]] {
       if (!settle_abort()) return exit;

@@ -7,6 +7,13 @@ namespace ring3::x86 {
 
 using kvm::TimerQueue;
 
+namespace {
+// VMMs choose how long a cycle of the bus is: the end may be beyond the end of time.
+u64 later(u64 from_ns, u64 ns) {
+  return ns < TimerQueue::never - from_ns ? from_ns + ns : TimerQueue::never - 1;
+}
+} // namespace
+
 ApicTimer::ApicTimer(const kvm::Clock& clock, TimerQueue& queue, const GuestTsc& tsc,
                      std::function<void()> expired)
     : clock_(clock), queue_(queue), tsc_(tsc), expired_(std::move(expired)),
@@ -55,7 +62,7 @@ void ApicTimer::set_divide(u32 tdcr) {
     const u64 ticks = ns_to_count(remaining);
     divide_shift_ = shift;
     update_period();
-    arm(now + count_to_ns(ticks));
+    arm(later(now, count_to_ns(ticks)));
     return;
   }
   divide_shift_ = shift;
@@ -66,7 +73,7 @@ void ApicTimer::set_initial_count(u32 count) {
   if (mode_ == Mode::TscDeadline) return;
   initial_count_ = count;
   update_period();
-  arm(period_ns_ == 0 ? TimerQueue::never : clock_.now_ns() + period_ns_);
+  arm(period_ns_ == 0 ? TimerQueue::never : later(clock_.now_ns(), period_ns_));
 }
 
 u32 ApicTimer::current_count() const {
@@ -91,7 +98,7 @@ void ApicTimer::restore(u32 initial, u32 current) {
   u64 remaining = std::min(count_to_ns(current), period_ns_);
   // A one-shot at 0 may have expired just before the state was taken: KVM fires it again rather than lose it.
   if (remaining == 0 && mode_ == Mode::Periodic) remaining = period_ns_;
-  arm(now + remaining);
+  arm(later(now, remaining));
 }
 
 void ApicTimer::set_tsc_deadline(u64 tsc) {
@@ -113,7 +120,7 @@ void ApicTimer::fire(u64 now_ns) {
   if (target_ns_ > now_ns) return queue_.arm(id_, target_ns_);
   if (mode_ == Mode::Periodic && period_ns_ != 0) {
     // Ticks that were missed are one interrupt: they would merge in IRR. The next is on the original grid.
-    arm(target_ns_ + (1 + (now_ns - target_ns_) / period_ns_) * period_ns_);
+    arm(later(target_ns_ + (now_ns - target_ns_) / period_ns_ * period_ns_, period_ns_));
   } else {
     tsc_deadline_ = 0;
     arm(TimerQueue::never);

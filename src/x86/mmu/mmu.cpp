@@ -12,10 +12,12 @@ Mmu::Mmu(CpuState& state, const kvm::MemorySlots& slots, kvm::CodeWatch& code_wa
     : state_(state), slots_(slots), code_watch_(code_watch) {
   contexts_[0] = std::make_unique<TlbContext>();
   context_ = contexts_[0].get();
+  slots_generation_ = slots_.generation();
   first_space_ = snapshot_ = slots_.snapshot();
 }
 
 void Mmu::reload_slots() {
+  slots_generation_ = slots_.generation();
   first_space_ = slots_.snapshot(0);
   snapshot_ = state_.in_smm ? slots_.snapshot(1) : first_space_;
   last_slot_ = nullptr;

@@ -91,6 +91,15 @@ class Mmu {
   // Takes the newest memory-slot table of the address space that the mode selects (state.in_smm: the second),
   // and forgets what was derived from the old one.
   void reload_slots();
+  // The same if there is a newer one; for those who are not in the guest.
+  void refresh_slots() {
+    if (slots_.generation() != slots_generation_) reload_slots();
+  }
+  // Is this host address one of memory that the guest may be using? Also what slots of late: others learn of
+  // a change before this vCPU does. Async-signal-safe on the vCPU's thread.
+  bool uses_host(const void* host, GuestPhys& out) const {
+    return snapshot_.find_host(host, out) || first_space_.find_host(host, out) || slots_.find_host(host, out);
+  }
 
   // Loads the four PDPTEs of PAE paging from CR3; false: a reserved bit is set (#GP).
   bool load_pdptes(u64 cr3);
@@ -118,6 +127,7 @@ class Mmu {
   kvm::DirtyRing* dirty_ring_ = nullptr;
   kvm::SlotSnapshot first_space_;
   kvm::SlotSnapshot snapshot_; // of the space that the mode selects
+  u64 slots_generation_ = 0;   // of the snapshots; that of the table may have moved on
   const kvm::MemorySlot* last_slot_ = nullptr;
   std::optional<GuestPhys> lost_page_;
   unsigned max_phys_bits_ = 46;

@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #include <cstdio>
 #include <string>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -105,6 +106,68 @@ TEST_F(Descriptors, OtherFilesAreClosedBesidesThem) {
   for (std::thread& t : others) t.join();
 }
 
+// What stands behind a descriptor is no file of the program's: it cannot take the memory away that KVM_RUN
+// uses.
+TEST_F(Descriptors, AreNoFiles) {
+  for (const int fd : {kvm_, vm_, vcpu_}) {
+    char byte = 0;
+    EXPECT_EQ(ftruncate(fd, 0), -1);
+    EXPECT_EQ(errno, EINVAL);
+    EXPECT_EQ(fallocate(fd, 0, 0, 4096), -1);
+    EXPECT_EQ(errno, ENODEV);
+    EXPECT_EQ(read(fd, &byte, 1), -1);
+    EXPECT_EQ(errno, EINVAL);
+    EXPECT_EQ(pwrite(fd, &byte, 1, 0), -1);
+    EXPECT_EQ(errno, EINVAL);
+    EXPECT_EQ(lseek(fd, 5, SEEK_SET), 0);
+  }
+  for (const int fd : {kvm_, vm_}) {
+    EXPECT_EQ(mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0), MAP_FAILED);
+    EXPECT_EQ(errno, ENODEV);
+  }
+  // By another way to the same file, too.
+  const std::string path = "/proc/self/fd/" + std::to_string(vcpu_);
+  const int again = open(path.c_str(), O_RDWR);
+  EXPECT_EQ(again < 0 ? -1 : ftruncate(again, 0), -1);
+  close(again);
+  code({0xf4});
+  EXPECT_EQ(enter(), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+}
+
+// The child of a vfork() shares the memory of its parent, but closes only what is its own. (Python's
+// subprocess does this with all descriptors.)
+TEST_F(Descriptors, VforkedChildClosesItsOwn) {
+  code({0xf4});
+  const pid_t child = vfork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    close(vcpu_);
+    dup2(kvm_, vm_);
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(enter(), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(ioctl(vm_, KVM_CREATE_VCPU, 0), -1);
+  EXPECT_EQ(errno, EEXIST); // still the VM
+}
+
+// A copy that came by a socket or /proc is the object too, also when it then takes the place of the original.
+TEST_F(Descriptors, CopyBySelfReopenReplacesTheOriginal) {
+  const std::string path = "/proc/self/fd/" + std::to_string(vm_);
+  const int again = open(path.c_str(), O_RDWR);
+  ASSERT_GE(again, 0) << strerror(errno);
+  ASSERT_EQ(dup2(again, vm_), vm_);
+  EXPECT_EQ(ioctl(vm_, KVM_CREATE_VCPU, 0), -1);
+  EXPECT_EQ(errno, EEXIST);
+  close(vm_);
+  EXPECT_EQ(ioctl(again, KVM_CREATE_VCPU, 0), -1);
+  EXPECT_EQ(errno, EEXIST);
+  vm_ = again;
+}
+
 // KVM's descriptors belong to the process that made the VM.
 TEST_F(Descriptors, ChildCannotUseTheVm) {
   const pid_t child = fork();
@@ -121,6 +184,29 @@ TEST_F(Descriptors, ChildCannotUseTheVm) {
   ASSERT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
+
+#ifndef __SANITIZE_ADDRESS__ // which needs more addresses than this leaves
+TEST(Memory, LogThatFindsNoRoomIsEnomem) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const int kvm = open("/dev/kvm", O_RDWR);
+    const int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    const rlimit limit{1UL << 28, 1UL << 28};
+    setrlimit(RLIMIT_AS, &limit);
+    kvm_userspace_memory_region slot{};
+    slot.memory_size = ((1UL << 31) - 1) * 4096; // the largest: 256 MiB of log
+    slot.userspace_addr = 0x10000;
+    slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
+    const bool refused = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot) == -1 && errno == ENOMEM;
+    slot.memory_size = 1UL << 20;
+    _exit(refused && ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot) == 0 ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+#endif
 
 TEST(Files, ModuleParameters) {
   FILE* const f = fopen("/sys/module/kvm/parameters/ignore_msrs", "r");

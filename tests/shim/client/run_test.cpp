@@ -133,6 +133,55 @@ TEST_F(KvmRun, LockedSplitOnMemoryThatIsGone) {
   EXPECT_EQ(memory_[0x8fff], 1);
 }
 
+// The next instruction is missing, so the one before has been executed, and is not again.
+TEST_F(KvmRun, MissingCodeLeavesRipThere) {
+  code({0xe8, 0xfd, 0x1f}); // call 0x3000
+  code({0xf4}, 0x3000);
+  ASSERT_EQ(mprotect(memory_ + 0x3000, 4096, PROT_NONE), 0);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(enter(), -1);
+    EXPECT_EQ(errno, EFAULT);
+    EXPECT_EQ(regs().rip, 0x3000u);
+    EXPECT_EQ(regs().rsp, 0x7ffeu);
+  }
+  ASSERT_EQ(mprotect(memory_ + 0x3000, 4096, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(enter(), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_HLT));
+  EXPECT_EQ(regs().rsp, 0x7ffeu);
+}
+
+// A slot whose memory is gone is deleted while a guest runs in it.
+TEST_F(KvmRun, SlotWithoutMemoryIsDeletedUnderTheGuest) {
+  // A loop over a far page: mov es, ax; again: mov al, es:[bx]; inc bx; jmp again
+  code({0xb8, 0x00, 0x20, 0x8e, 0xc0, 0x26, 0x8a, 0x07, 0x43, 0xeb, 0xfa});
+  kvm_userspace_memory_region slot{};
+  slot.slot = 1;
+  slot.guest_phys_addr = memory_size;
+  slot.memory_size = memory_size;
+  for (int round = 0; round < 200; ++round) {
+    void* const extra =
+        mmap(nullptr, memory_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    slot.userspace_addr = reinterpret_cast<std::uint64_t>(extra);
+    slot.memory_size = memory_size;
+    ASSERT_EQ(ioctl(vm_, KVM_SET_USER_MEMORY_REGION, &slot), 0);
+    kvm_sregs s;
+    ASSERT_EQ(ioctl(vcpu_, KVM_GET_SREGS, &s), 0);
+    s.es.base = memory_size;
+    ASSERT_EQ(ioctl(vcpu_, KVM_SET_SREGS, &s), 0);
+    go_to(code_at + 5);
+    std::thread other([&] {
+      mprotect(extra, memory_size, PROT_NONE);
+      slot.memory_size = 0;
+      EXPECT_EQ(ioctl(vm_, KVM_SET_USER_MEMORY_REGION, &slot), 0);
+    });
+    // Sooner or later an access to what is not there, or, with the slot gone, to a device.
+    const int result = enter();
+    EXPECT_TRUE((result == -1 && errno == EFAULT) || (result == 0 && run_->exit_reason == KVM_EXIT_MMIO));
+    other.join();
+    munmap(extra, memory_size);
+  }
+}
+
 TEST_F(KvmRun, CodeWrittenByTheClientIsSeen) {
   code({0xb0, 0x01, 0xe6, 0x10, 0xeb, 0xfa}); // again: mov al, 1; out 0x10, al; jmp again
   ASSERT_EQ(enter(), 0);

@@ -7,7 +7,9 @@
 #include <csignal>
 #include <ctime>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <thread>
 
 namespace client {
@@ -116,6 +118,123 @@ TEST_F(Signals, StormLeavesTheGuestRight) {
   EXPECT_EQ(regs().rax & 0xffffffff, 200u * 65536u);
   EXPECT_GT(handled, 0);
   EXPECT_GE(handled, interrupted > 0 ? 1 : 0);
+}
+
+// Whenever a signal comes, the thread's mask is the program's when the call is over.
+TEST_F(Signals, StormLeavesTheMaskRight) {
+  code({0xee, 0xeb, 0xfd}); // out dx, al; jmp to it
+  handled = 0;
+  vcpu_of_handler = vcpu_;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  ASSERT_EQ(sigaction(SIGALRM, &action, nullptr), 0);
+  struct {
+    std::uint32_t len = 8;
+    std::uint8_t set[8] = {};
+  } nothing_blocked;
+  ASSERT_EQ(ioctl(vcpu_, set_signal_mask, &nothing_blocked), 0) << strerror(errno);
+  sigset_t before;
+  pthread_sigmask(SIG_SETMASK, nullptr, &before);
+  itimerval timer{{0, 50}, {0, 50}};
+  ASSERT_EQ(setitimer(ITIMER_REAL, &timer, nullptr), 0);
+  for (int i = 0; i < 100'000; ++i) {
+    enter();
+    sigset_t now;
+    pthread_sigmask(SIG_SETMASK, nullptr, &now);
+    ASSERT_EQ(std::memcmp(&now, &before, 8), 0) << "after " << i << " entries";
+  }
+  const itimerval off{};
+  setitimer(ITIMER_REAL, &off, nullptr);
+  signal(SIGALRM, SIG_DFL);
+  EXPECT_GT(handled, 0);
+}
+
+// A VMM may block whatever it likes in its vCPU threads: bad addresses are EFAULT all the same.
+TEST_F(Signals, FaultsAreNeverBlocked) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &all, &before), 0);
+  EXPECT_EQ(ioctl(vcpu_, KVM_GET_REGS, 8), -1);
+  EXPECT_EQ(errno, EFAULT);
+  struct {
+    std::uint32_t len = 8;
+    std::uint8_t set[8];
+  } mask;
+  std::memset(mask.set, 0xff, 8);
+  ASSERT_EQ(ioctl(vcpu_, set_signal_mask, &mask), 0) << strerror(errno);
+  loop();
+  ASSERT_EQ(mprotect(memory_, memory_size, PROT_NONE), 0);
+  EXPECT_EQ(enter(), -1);
+  EXPECT_EQ(errno, EFAULT);
+  ASSERT_EQ(mprotect(memory_, memory_size, PROT_READ | PROT_WRITE), 0);
+  sigset_t now;
+  ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &before, &now), 0);
+  EXPECT_EQ(sigismember(&now, SIGUSR1), 1);
+}
+
+// Whoever stops the process and lets it go on again is not noticed by the guest.
+TEST_F(Signals, StopAndContinueLeaveTheGuestRight) {
+  // xor eax, eax; xor cx, cx; mov dx, 0x10; again: inc eax; loop again; out dx, al; jmp again
+  code({0x31, 0xc0, 0x31, 0xc9, 0xba, 0x10, 0x00, 0x66, 0x40, 0xe2, 0xfc, 0xee, 0xeb, 0xf9});
+  const pid_t parent = getpid();
+  // A process of its own: nobody in a stopped one could let it go on.
+  const pid_t other = fork();
+  ASSERT_GE(other, 0);
+  if (other == 0) {
+    for (int i = 0; i < 100; ++i) {
+      sleep_ms(2);
+      kill(parent, SIGSTOP);
+      sleep_ms(1);
+      kill(parent, SIGCONT);
+    }
+    _exit(0);
+  }
+  unsigned exits = 0;
+  int status = 0;
+  while (waitpid(other, &status, WNOHANG) == 0) {
+    ASSERT_EQ(enter(), 0) << strerror(errno); // SIGCONT has no handler: nothing interrupts the call
+    ASSERT_EQ(run_->exit_reason, static_cast<unsigned>(KVM_EXIT_IO));
+    ++exits;
+  }
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(regs().rax & 0xffffffff, std::uint32_t{exits * 65536U});
+}
+
+// A handler that runs while its thread forks may close descriptors, and so may the child.
+TEST_F(Signals, StormAroundForks) {
+  code({0xf4});
+  struct sigaction action {};
+  static int spare;
+  spare = vm_;
+  action.sa_handler = [](int) {
+    const int copy = dup(spare);
+    close(copy);
+    ++handled;
+  };
+  handled = 0;
+  ASSERT_EQ(sigaction(SIGALRM, &action, nullptr), 0);
+  itimerval timer{{0, 200}, {0, 200}};
+  ASSERT_EQ(setitimer(ITIMER_REAL, &timer, nullptr), 0);
+  for (int i = 0; i < 300; ++i) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0) << strerror(errno);
+    if (child == 0) {
+      sigset_t mask;
+      pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+      close(vcpu_);
+      _exit(sigismember(&mask, SIGUSR1)); // nothing may be left blocked
+    }
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    ASSERT_EQ(status, 0);
+  }
+  const itimerval off{};
+  setitimer(ITIMER_REAL, &off, nullptr);
+  signal(SIGALRM, SIG_DFL);
+  EXPECT_GT(handled, 0);
+  EXPECT_EQ(enter(), 0);
 }
 
 TEST_F(Signals, ThreadInTheGuestCanBeCancelled) {

@@ -52,6 +52,43 @@ class StateTest : public testing::Test {
   Vcpu* vcpu_;
 };
 
+// Another thread's change of the slots is in the table before this vCPU has let go of the old ones.
+TEST_F(StateTest, MemoryOfADeletedSlotIsKnownUntilTheNextRun) {
+  code(0x1000, {0xf4, 0xf4});
+  EXPECT_EQ(vcpu_->run(), 0);
+  EXPECT_TRUE(vcpu_->is_guest_memory(memory_ + 0x1234));
+  EXPECT_FALSE(vcpu_->is_guest_memory(memory_ + memory_size));
+  kvm_userspace_memory_region slot{};
+  EXPECT_EQ(vm_.set_user_memory_region(slot), 0);
+  EXPECT_TRUE(vcpu_->is_guest_memory(memory_ + 0x1234));
+  vcpu_->run();
+  EXPECT_FALSE(vcpu_->is_guest_memory(memory_ + 0x1234));
+}
+
+// KVM_TRANSLATE and the PDPTEs that KVM_SET_SREGS loads are of memory as it is, whether the vCPU has run
+// since or not.
+TEST_F(StateTest, StateCallsSeeNewSlots) {
+  kvm_userspace_memory_region slot{};
+  slot.slot = 1;
+  slot.guest_phys_addr = 2 * memory_size;
+  slot.memory_size = page_size;
+  slot.userspace_addr = reinterpret_cast<u64>(memory_);
+  EXPECT_EQ(vm_.set_user_memory_region(slot), 0);
+  for (u64 i = 0; i < 4; ++i) {
+    const u64 pdpte = (0x10000 * i) | 1;
+    std::memcpy(memory_ + 8 * i, &pdpte, sizeof pdpte);
+  }
+  kvm_sregs s{};
+  vcpu_->get_sregs(s);
+  s.cr0 = 0x80000011;
+  s.cr4 = 0x20;
+  s.cr3 = 2 * memory_size;
+  ASSERT_EQ(vcpu_->set_sregs(s), 0);
+  kvm_sregs2 seen{};
+  ASSERT_EQ(vcpu_->get_sregs2(seen), 0);
+  EXPECT_EQ(seen.pdptrs[3], 0x30001u);
+}
+
 TEST_F(StateTest, InjectedExceptionIsDeliveredFirst) {
   code(0x1000, {0xb0, 0x11, 0xf4}); // mov al, 0x11; hlt
   code(0x1800, {0xb0, 0x66, 0xf4}); // the handler of vector 6

@@ -204,6 +204,19 @@ TEST(LapicTimer, TheBusMayBeSlower) {
   EXPECT_EQ(m.take(), 0x40);
 }
 
+// With the longest bus cycle that a VMM can choose, the longest period ends beyond the end of time.
+TEST(LapicTimer, LongestPeriodNeverEnds) {
+  Machine m;
+  m.advance(1'000'000'000);
+  m.apic().set_bus_cycle(~u64{0} / (u64{0xffffffff} * 128));
+  m.write(0, 0x320, 0x20040);
+  m.write(0, 0x3e0, 0xa); // divide by 128
+  m.write(0, 0x380, 0xffffffff);
+  EXPECT_GT(m.cpus[0].timers.next_deadline(), u64{1} << 62);
+  m.advance(1'000'000'000);
+  EXPECT_EQ(m.take(), -1);
+}
+
 TEST(LapicTimer, PeriodicDoesNotDrift) {
   Machine m;
   m.write(0, 0x320, 0x20040);

@@ -17,6 +17,9 @@ class HypercallGuest : public PvGuest {
     vcpu_[0]->get_regs(r);
     return static_cast<s64>(r.rcx);
   }
+  void wait_until_it_sleeps(u32 i) {
+    while (vcpu_[i]->generic().stats().blocking.value() == 0) std::this_thread::yield();
+  }
 };
 
 TEST_F(HypercallGuest, UnknownOnesAreRefused) {
@@ -119,7 +122,7 @@ TEST_F(HypercallGuest, KickEndsAHalt) {
   code(Code().hlt().exit(), 0x4000);
   enter(1, 0x4000);
   std::thread halted([this] { EXPECT_EQ(run(1), u32{KVM_EXIT_IO}); });
-  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  wait_until_it_sleeps(1);
   EXPECT_EQ(call(KVM_HC_KICK_CPU, 0, 1), 0);
   halted.join();
   // The kick of a vCPU that runs ends its next halt, and only that.
@@ -133,7 +136,7 @@ TEST_F(HypercallGuest, KickEndsAHalt) {
     EXPECT_EQ(vcpu_[1]->get_mp_state(m), 0);
     EXPECT_EQ(m.mp_state, u32{KVM_MP_STATE_HALTED});
   });
-  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  wait_until_it_sleeps(1);
   vcpu_[1]->kick();
   again.join();
   EXPECT_EQ(call(KVM_HC_KICK_CPU, 0, 4095), 0) << "nobody there";
