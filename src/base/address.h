@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The address spaces as distinct types: mixing guest-physical, guest-linear and host addresses does not compile.
+// The address spaces as distinct types: mixing guest-physical, guest-linear and host addresses does not
+// compile.
 #pragma once
 
 #include "base/types.h"

@@ -8,8 +8,9 @@
 namespace ring3::device {
 namespace {
 
-constexpr u16 tmr_sts = 0x0001;                   // also TMR_EN
-// Timer, global lock, and the RTC alarm, which the guest may arm although nothing here sleeps; there are no buttons.
+constexpr u16 tmr_sts = 0x0001; // also TMR_EN
+// Timer, global lock, and the RTC alarm, which the guest may arm although nothing here sleeps; there are no
+// buttons.
 constexpr u16 enable_mask = 0x0001 | 0x0020 | 0x0400;
 constexpr u16 status_mask = enable_mask | 0x8000; // and wake
 constexpr u16 sci_en = 0x0001, slp_en = 0x2000;

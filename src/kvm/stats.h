@@ -111,7 +111,8 @@ class StatsLayout {
   u64 data_size_;
 };
 
-// The counters of a data block, by name: "name":1,"histogram":[1,2]. Valid inside the braces of a JSON object.
+// The counters of a data block, by name: "name":1,"histogram":[1,2]. Valid inside the braces of a JSON
+// object.
 std::string stats_json(const StatsLayout& layout, const void* data);
 
 // The memory of one such file, mapped here and, once somebody asked for it, shared with the VMM.

@@ -476,8 +476,10 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
     return DecodeStatus::invalid;
   }
 
-  if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && (in.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 && in.raw.rex.B != 0) {
-    // With REX.B it is an XCHG, which the library does not know. A prefix that means nothing takes F3's place.
+  if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && (in.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 &&
+      in.raw.rex.B != 0) {
+    // With REX.B it is an XCHG, which the library does not know. A prefix that means nothing takes F3's
+    // place.
     u8 copy[15];
     std::memcpy(copy, bytes, in.length);
     for (unsigned i = 0; i < in.raw.prefix_count; ++i) {

@@ -41,8 +41,8 @@ template <class T> struct PopMem {
   }
 };
 
-// A pushed selector occupies a whole slot, but with a 32-bit operand current Intel processors write only its 16
-// bits; AMD's write all of it.
+// A pushed selector occupies a whole slot, but with a 32-bit operand current Intel processors write only its
+// 16 bits; AMD's write all of it.
 template <class T> struct PushSegment {
   static Step run(Cpu& c, const Insn& in) {
     const u16 v = c.state.seg[in.reg].selector;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // FXSAVE, XSAVE and their family, LDMXCSR and STMXCSR (SDM vol. 1, 10.5 and chapter 13). Nothing runs on the
 // host.
+#include "x86/cpu/xsave_layout.h"
 #include "x86/interp/bind.h"
 #include "x86/interp/vector_plan.h"
-#include "x86/cpu/xsave_layout.h"
 
 #include <cstring>
 

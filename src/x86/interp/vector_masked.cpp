@@ -138,7 +138,8 @@ Step run_whole_store(Cpu& cpu, const Insn& in) {
   const VectorPlan& p = *in.plan;
   if (!vector_needs_met(cpu.state, p.needs)) [[unlikely]]
     return refuse_vector(cpu, p.needs);
-  if (!cpu.probe_write(static_cast<Seg>(in.seg), cpu.effective_address(in), p.memory_bytes)) return Step::abort;
+  if (!cpu.probe_write(static_cast<Seg>(in.seg), cpu.effective_address(in), p.memory_bytes))
+    return Step::abort;
   return masked_store(cpu, in, p, enabled_elements(cpu, p), p.element_bytes);
 }
 

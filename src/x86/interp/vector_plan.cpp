@@ -85,7 +85,8 @@ bool reads_memory_whole(const Decoded& d) {
            in(0xf1, 0xf3) || o == 0xf5 || o == 0xf6;
   case 2:
     return o == 0x00 || o == 0x04 || in(0x0c, 0x0d) || o == 0x16 || o == 0x2b || o == 0x36 ||
-           (o == 0x72 && mandatory_prefix(d) == 3) || in(0x75, 0x77) || in(0x7d, 0x7f) || o == 0x83 || o == 0x8d || o == 0x8f || o == 0xc4;
+           (o == 0x72 && mandatory_prefix(d) == 3) || in(0x75, 0x77) || in(0x7d, 0x7f) || o == 0x83 ||
+           o == 0x8d || o == 0x8f || o == 0xc4;
   case 3:
     return in(0x00, 0x01) || in(0x03, 0x05) || o == 0x0f || o == 0x18 || o == 0x1a || o == 0x38 ||
            o == 0x3a || o == 0x23 || o == 0x42 || o == 0x43 || o == 0xce || o == 0xcf;
@@ -251,7 +252,8 @@ void describe_memory(const Decoded& h, VectorPlan& p) {
     p.mask_bits = static_cast<u8>(bits);
   }
   // VEXTRACTF32X4 and its like are of class E6NF.
-  const bool extract = h.map == 3 && (h.opcode == 0x19 || h.opcode == 0x1b || h.opcode == 0x39 || h.opcode == 0x3b);
+  const bool extract =
+      h.map == 3 && (h.opcode == 0x19 || h.opcode == 0x1b || h.opcode == 0x39 || h.opcode == 0x3b);
   p.suppresses = h.memory_written ? !extract : !reads_memory_whole(h);
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The XSAVE family: images that this processor accepts and makes, round trips, and refusals.
 #include "guest_cpu.h"
-#include "x86/interp/host_code.h"
 #include "x86/cpu/xsave_layout.h"
+#include "x86/interp/host_code.h"
 
 #include <cpuid.h>
 #include <random>
