@@ -70,12 +70,14 @@ std::shared_ptr<void> erased(std::shared_ptr<const MemorySlot> slot) {
 // A node that no other tree has may be changed where it is. Only copying a tree, under the same lock, could
 // give it another holder meanwhile.
 SlotTree::Node& SlotTree::own(std::shared_ptr<void>& pointer) {
-  if (pointer.use_count() != 1) {
-    pointer = std::make_shared<Node>(*static_cast<const Node*>(pointer.get()));
-  } else {
-    // Whoever let go of it last has read it before.
-    std::atomic_thread_fence(std::memory_order_acquire);
-  }
+#ifdef __SANITIZE_THREAD__
+  const bool shared = true; // ThreadSanitizer knows no fences
+#else
+  const bool shared = pointer.use_count() != 1;
+  // Whoever let go of it last has read it before.
+  std::atomic_thread_fence(std::memory_order_acquire);
+#endif
+  if (shared) pointer = std::make_shared<Node>(*static_cast<const Node*>(pointer.get()));
   return *static_cast<Node*>(pointer.get());
 }
 

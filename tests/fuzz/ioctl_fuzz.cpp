@@ -93,7 +93,7 @@ u64 open_descriptors() {
   return n;
 }
 
-// Ends every KVM_RUN after a while: a signal to whoever is in one for some time.
+// Ends every KVM_RUN after a while: a signal to whoever is in a call for some time.
 void kick(Record& record, const std::atomic<bool>& stop) {
   Random random(now_ns());
   while (!stop) {
@@ -102,8 +102,7 @@ void kick(Record& record, const std::atomic<bool>& stop) {
     const u64 patience = random.one_in(8) ? 3'000'000 : random.below(500'000);
     for (const ThreadRecord& r : record.threads) {
       const u64 since = r.busy_since.load();
-      if (since != 0 && r.in_kvm_run && now_ns() - since > patience)
-        syscall(SYS_tgkill, getpid(), r.thread.load(), SIGUSR1);
+      if (since != 0 && now_ns() - since > patience) syscall(SYS_tgkill, getpid(), r.thread.load(), SIGUSR1);
     }
   }
 }

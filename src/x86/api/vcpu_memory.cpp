@@ -47,6 +47,10 @@ int Vcpu::pre_fault_memory(kvm::PreFaultMemory& range) {
   const u64 wanted = range.size;
   int result = 0;
   for (; range.size != 0; range.gpa += page_size, range.size -= page_size) {
+    if ((vcpu_.exit_word().load(std::memory_order_relaxed) & kvm::request::kick) != 0) {
+      result = -EINTR; // as KVM: a signal; the range may be as large as the address space
+      break;
+    }
     const Backing b = cpu_.mmu.backing(GuestPhys{range.gpa});
     result = b.host != nullptr ? map_page(b.host) : b.unreachable ? -EFAULT : -ENOENT;
     if (result != 0) break;

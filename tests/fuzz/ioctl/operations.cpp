@@ -149,10 +149,8 @@ long call(Thread& t, const char* name, int fd, unsigned long request, u64 argume
 }
 
 long enter(Thread& t, int vcpu) {
-  t.record.in_kvm_run.store(true);
   const long result = call(t, "KVM_RUN", vcpu, KVM_RUN, u64{0});
   const int error = errno;
-  t.record.in_kvm_run.store(false);
   t.world.record.entries.fetch_add(1, std::memory_order_relaxed);
   constexpr int possible[] = {EINTR, EFAULT, EINVAL, EIO, EBADF, ENOTTY, EAGAIN, ENOMEM};
   if (result < 0 && std::ranges::find(possible, error) == std::end(possible))

@@ -31,7 +31,6 @@ struct ThreadRecord {
   static constexpr unsigned kept = 24;
   std::atomic<u64> busy_since{0}; // 0: between two operations
   std::atomic<u64> count{0};
-  std::atomic<bool> in_kvm_run{false};
   std::atomic<pid_t> thread{0};
   std::array<Operation, kept> latest{};
 

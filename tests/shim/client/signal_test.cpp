@@ -173,6 +173,38 @@ TEST_F(Signals, FaultsAreNeverBlocked) {
   EXPECT_EQ(sigismember(&now, SIGUSR1), 1);
 }
 
+// KVM_PRE_FAULT_MEMORY of very much: what was done until the signal came is kept.
+TEST_F(Signals, PreFaultIsInterrupted) {
+  constexpr std::uint64_t size = 1UL << 38;
+  void* const p = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) GTEST_SKIP() << "no address space for " << size;
+  kvm_userspace_memory_region slot{};
+  slot.slot = 1;
+  slot.guest_phys_addr = 1UL << 32;
+  slot.memory_size = size;
+  slot.userspace_addr = reinterpret_cast<std::uint64_t>(p);
+  ASSERT_EQ(ioctl(vm_, KVM_SET_USER_MEMORY_REGION, &slot), 0) << strerror(errno);
+  handled = 0;
+  vcpu_of_handler = vcpu_;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  ASSERT_EQ(sigaction(SIGALRM, &action, nullptr), 0);
+  const itimerval once{{0, 0}, {0, 20'000}};
+  ASSERT_EQ(setitimer(ITIMER_REAL, &once, nullptr), 0);
+  std::uint64_t range[8] = {slot.guest_phys_addr, size};
+  constexpr unsigned long pre_fault_memory = _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd5, 64);
+  EXPECT_EQ(ioctl(vcpu_, pre_fault_memory, range), 0) << strerror(errno);
+  EXPECT_EQ(handled, 1);
+  EXPECT_EQ(ioctl_in_handler, 0);
+  EXPECT_GT(range[0], slot.guest_phys_addr);
+  EXPECT_LT(range[1], size);
+  EXPECT_GT(range[1], 0u);
+  signal(SIGALRM, SIG_DFL);
+  slot.memory_size = 0;
+  EXPECT_EQ(ioctl(vm_, KVM_SET_USER_MEMORY_REGION, &slot), 0);
+  munmap(p, size);
+}
+
 // Whoever stops the process and lets it go on again is not noticed by the guest.
 TEST_F(Signals, StopAndContinueLeaveTheGuestRight) {
   // xor eax, eax; xor cx, cx; mov dx, 0x10; again: inc eax; loop again; out dx, al; jmp again
