@@ -12,6 +12,8 @@
 #pragma once
 
 #include "base/types.h"
+#include "kvm/block_pool.h"
+#include "kvm/counted.h"
 
 #include <atomic>
 #include <linux/kvm.h>
@@ -21,10 +23,12 @@
 namespace ring3::kvm {
 
 // One bit a page of a slot. Any thread, no locks. Shared between the versions of a slot.
-class DirtyBitmap {
+class DirtyBitmap : public Counted, public Pooled {
  public:
-  // All clear, or (KVM_DIRTY_LOG_INITIALLY_SET) all set.
+  // All clear, or (KVM_DIRTY_LOG_INITIALLY_SET) all set. At most max_slot_pages.
   explicit DirtyBitmap(u64 pages, bool all_set = false);
+  DirtyBitmap(const DirtyBitmap&) = delete;
+  DirtyBitmap& operator=(const DirtyBitmap&) = delete;
 
   // True if the bit was clear. A page that the slot does not have is ignored.
   bool mark(u64 page);
@@ -40,11 +44,15 @@ class DirtyBitmap {
   bool clear_page(u64 page);
 
   u64 pages() const { return pages_; }
-  std::size_t words() const { return (pages_ + 63) / 64; }
+  std::size_t words() const { return (u64{pages_} + 63) / 64; }
 
  private:
-  u64 pages_;
-  std::unique_ptr<std::atomic<u64>[]> bits_;
+  std::atomic<u64>& word(std::size_t i) { return many_ ? many_[i] : one_; }
+  const std::atomic<u64>& word(std::size_t i) const { return many_ ? many_[i] : one_; }
+
+  u32 pages_;
+  std::atomic<u64> one_{0}; // the only word of a small slot
+  std::unique_ptr<std::atomic<u64>[]> many_;
 };
 
 // How a VM logs, and the generation of its vCPUs' permissions to store. Any thread; settings change under the

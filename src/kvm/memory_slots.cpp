@@ -12,20 +12,13 @@ namespace {
 constexpr u64 user_address_limit = (u64{1} << 47) - page_size; // Linux TASK_SIZE_MAX with 4-level paging
 constexpr u64 guest_phys_limit = u64{1} << 52;                 // the architecture's largest MAXPHYADDR
 
-// Whether a slot other than `self` has a byte in [first, end). Slots are disjoint.
-bool overlaps(const SlotTree& slots, u64 first, u64 end, u32 self) {
-  const MemorySlot* last = slots.last_below(end);
-  if (last != nullptr && last->id == self) last = slots.last_below(last->base.value);
-  return last != nullptr && last->base.value + last->size > first;
-}
-
 constexpr u32 space_of(u32 slot) { return slot >> 16; }
 
 bool holds(const MemorySlot& slot, const void* host, GuestPhys& out) {
   const auto at = reinterpret_cast<u64>(host);
   u64 offset = at - reinterpret_cast<u64>(slot.host);
-  if (offset >= slot.size && slot.private_memory)
-    offset = at - reinterpret_cast<u64>(slot.private_memory->host()) - slot.private_offset;
+  if (offset >= slot.size && slot.private_backing)
+    offset = at - reinterpret_cast<u64>(slot.private_backing->host());
   if (offset >= slot.size) return false;
   out = slot.base + offset;
   return true;
@@ -38,26 +31,30 @@ bool SlotSnapshot::find_host(const void* host, GuestPhys& out) const {
 }
 
 struct MemorySlots::Impl {
-  using ById = std::vector<std::shared_ptr<const MemorySlot>>; // by number in its address space; null: none
+  // By number in its address space, null: none. In pieces, which are there when a slot of theirs has been.
+  static constexpr std::size_t piece = 512;
+  using Piece = std::array<const MemorySlot*, piece>;
   struct Space {
     SlotTree slots;
-    ById by_id;
+    std::array<std::unique_ptr<Piece>, (max_memory_slots + piece - 1) / piece> by_id;
   };
+  BlockPool slot_pool{sizeof(MemorySlot)};
+  BlockPool bitmap_pool{sizeof(DirtyBitmap)};
   std::array<Space, max_address_spaces> spaces;
   std::shared_ptr<const PrivatePages> private_pages; // null: none
   std::size_t count = 0;
 
   // Null: there is none. The number is a valid one.
-  const std::shared_ptr<const MemorySlot>* find(u32 slot) const {
-    const ById& all = spaces[space_of(slot)].by_id;
+  const MemorySlot* find(u32 slot) const {
     const std::size_t number = slot & 0xffff;
-    return number < all.size() && all[number] ? &all[number] : nullptr;
+    const Piece* const some = spaces[space_of(slot)].by_id[number / piece].get();
+    return some != nullptr ? (*some)[number % piece] : nullptr;
   }
-  std::shared_ptr<const MemorySlot>& place(u32 slot) {
-    ById& all = spaces[space_of(slot)].by_id;
+  const MemorySlot*& place(u32 slot) {
     const std::size_t number = slot & 0xffff;
-    if (number >= all.size()) all.resize(number + 1);
-    return all[number];
+    std::unique_ptr<Piece>& some = spaces[space_of(slot)].by_id[number / piece];
+    if (!some) some = std::make_unique<Piece>();
+    return (*some)[number % piece];
   }
 };
 
@@ -101,16 +98,18 @@ int MemorySlots::set(const kvm_userspace_memory_region& region) {
 int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& memory) {
   if (!well_formed(region)) return -EINVAL;
   // What nobody else holds goes after the lock.
-  std::shared_ptr<const MemorySlot> old;
+  Ref<MemorySlot> deleted;
+  Ref<DirtyBitmap> bitmap;
   const std::scoped_lock guard(lock_);
   SlotTree& slots = impl_->spaces[space_of(region.slot)].slots;
-  if (const auto* const found = impl_->find(region.slot)) old = *found;
+  const MemorySlot* const old = impl_->find(region.slot);
 
   if (region.memory_size == 0) {
-    if (!old) return -EINVAL;
-    if (old->private_memory) old->private_memory->unbind(old->private_offset, old->size);
-    slots.erase(old->base.value);
-    impl_->place(region.slot).reset();
+    if (old == nullptr) return -EINVAL;
+    deleted = slots.erase(old->base.value);
+    if (const auto& backing = deleted->private_backing)
+      backing->memory->unbind(backing->offset, deleted->size);
+    impl_->place(region.slot) = nullptr;
     --impl_->count;
     generation_.fetch_add(1, std::memory_order_acq_rel);
     return 0;
@@ -118,7 +117,7 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
 
   // The VMM's address is an integer in KVM's structure; here is the one place where it becomes a pointer.
   auto* const host = reinterpret_cast<std::byte*>(region.userspace_addr);
-  if (old) {
+  if (old != nullptr) {
     const bool is_private = ((region.flags | old->flags) & mem_guest_memfd) != 0;
     const bool read_only_changes = ((region.flags ^ old->flags) & KVM_MEM_READONLY) != 0;
     if (is_private || host != old->host || region.memory_size != old->size || read_only_changes)
@@ -126,40 +125,48 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
     if (region.guest_phys_addr == old->base.value && region.flags == old->flags) return 0;
   }
   const u64 end = region.guest_phys_addr + region.memory_size;
-  if (overlaps(slots, region.guest_phys_addr, end, region.slot)) return -EEXIST;
+  if (slots.overlaps(region.guest_phys_addr, end, old)) return -EEXIST;
   if (end > guest_phys_limit) return -EINVAL;
 
+  Ref<PrivateBacking> backing;
   if ((region.flags & mem_guest_memfd) != 0) {
     if (memory.error != 0 || !memory.memory) return memory.error != 0 ? memory.error : -EINVAL;
+    backing = make_ref<PrivateBacking>();
+    backing->memory = memory.memory;
+    backing->offset = region.guest_memfd_offset;
     const int bound = memory.memory->bind(this, region.guest_memfd_offset, region.memory_size);
     if (bound != 0) return bound;
   }
 
-  auto slot = std::make_shared<MemorySlot>();
-  slot->id = region.slot;
-  slot->flags = region.flags;
-  slot->base = GuestPhys{region.guest_phys_addr};
-  slot->size = region.memory_size;
-  slot->host = host;
-  if ((region.flags & mem_guest_memfd) != 0) {
-    slot->private_memory = memory.memory;
-    slot->private_offset = region.guest_memfd_offset;
-  }
-  if ((region.flags & KVM_MEM_LOG_DIRTY_PAGES) != 0) {
-    slot->dirty = old && old->dirty
-                      ? old->dirty
-                      : std::make_shared<DirtyBitmap>(region.memory_size >> page_shift,
-                                                      dirty_log_.initially_set() && !dirty_log_.uses_ring());
-  }
-
-  if (old && old->base == slot->base) {
-    slots.replace(slot);
+  const bool logs = (region.flags & KVM_MEM_LOG_DIRTY_PAGES) != 0;
+  if (logs && (old == nullptr || !old->dirty))
+    bitmap = make_ref_in<DirtyBitmap>(impl_->bitmap_pool, region.memory_size >> page_shift,
+                                      dirty_log_.initially_set() && !dirty_log_.uses_ring());
+  const MemorySlot*& published = impl_->place(region.slot);
+  if (old == nullptr) {
+    Ref<MemorySlot> slot = make_ref_in<MemorySlot>(impl_->slot_pool);
+    slot->id = region.slot;
+    slot->flags = region.flags;
+    slot->base = GuestPhys{region.guest_phys_addr};
+    slot->size = region.memory_size;
+    slot->host = host;
+    slot->dirty = std::move(bitmap);
+    slot->private_backing = Ref<const PrivateBacking>::adopt(backing.release());
+    const MemorySlot* const made = slot.get();
+    slots.insert(std::move(slot));
+    published = made;
+    ++impl_->count;
   } else {
-    if (old) slots.erase(old->base.value);
-    slots.insert(slot);
+    // Each of these may have put a copy in the place of the record.
+    MemorySlot* slot = &slots.edit(old->base.value, impl_->slot_pool);
+    published = slot;
+    if (slot->base.value != region.guest_phys_addr) {
+      slot = &slots.move(slot->base.value, region.guest_phys_addr, impl_->slot_pool);
+      published = slot;
+    }
+    slot->flags = region.flags;
+    if (!logs || bitmap) std::swap(slot->dirty, bitmap);
   }
-  if (!old) ++impl_->count;
-  impl_->place(region.slot) = std::move(slot);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   return 0;
 }
@@ -187,19 +194,19 @@ int MemorySlots::set_attributes(const MemoryAttributes& args) {
 }
 
 // The checks of all dirty-log calls, in KVM's order.
-int MemorySlots::find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const {
+int MemorySlots::find_dirty(u32 slot, Ref<DirtyBitmap>& out) const {
   if (dirty_log_.uses_ring()) return -ENXIO;
   if (!valid_number(slot)) return -EINVAL;
   const std::scoped_lock guard(lock_);
-  const auto* const found = impl_->find(slot);
-  if (found == nullptr || !(*found)->dirty) return -ENOENT;
-  out = (*found)->dirty;
+  const MemorySlot* const found = impl_->find(slot);
+  if (found == nullptr || !found->dirty) return -ENOENT;
+  out = found->dirty;
   return 0;
 }
 
 int MemorySlots::get_dirty_log(u32 slot, std::span<u64> out, bool& cleared) {
   cleared = false;
-  std::shared_ptr<DirtyBitmap> dirty;
+  Ref<DirtyBitmap> dirty;
   if (const int error = find_dirty(slot, dirty); error != 0) return error;
   if (out.size() < dirty->words()) return -EINVAL;
   if (dirty_log_.manual()) {
@@ -212,7 +219,7 @@ int MemorySlots::get_dirty_log(u32 slot, std::span<u64> out, bool& cleared) {
 
 int MemorySlots::clear_dirty_log(const kvm_clear_dirty_log& args, std::span<const u64> bits, bool& cleared) {
   cleared = false;
-  std::shared_ptr<DirtyBitmap> dirty;
+  Ref<DirtyBitmap> dirty;
   const int error = find_dirty(args.slot, dirty);
   if (error == -ENXIO || error == -EINVAL) return error;
   if (args.first_page % 64 != 0) return -EINVAL;
@@ -228,12 +235,12 @@ int MemorySlots::clear_dirty_log(const kvm_clear_dirty_log& args, std::span<cons
 
 bool MemorySlots::reset_dirty(u32 slot, u64 page) {
   if (!valid_number(slot)) return false; // the VMM wrote it
-  std::shared_ptr<DirtyBitmap> dirty;
+  Ref<DirtyBitmap> dirty;
   {
     const std::scoped_lock guard(lock_);
-    const auto* const found = impl_->find(slot);
+    const MemorySlot* const found = impl_->find(slot);
     if (found == nullptr) return false;
-    dirty = (*found)->dirty;
+    dirty = found->dirty;
   }
   return dirty && dirty->clear_page(page);
 }
@@ -241,8 +248,8 @@ bool MemorySlots::reset_dirty(u32 slot, u64 page) {
 std::size_t MemorySlots::dirty_words(u32 slot) const {
   if (!valid_number(slot)) return 0;
   const std::scoped_lock guard(lock_);
-  const auto* const found = impl_->find(slot);
-  return found == nullptr || !(*found)->dirty ? 0 : (*found)->dirty->words();
+  const MemorySlot* const found = impl_->find(slot);
+  return found == nullptr || !found->dirty ? 0 : found->dirty->words();
 }
 
 bool MemorySlots::find_host(const void* host, GuestPhys& out) const {

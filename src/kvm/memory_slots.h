@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // KVM's memory slots (api.rst 4.35): ranges of guest-physical memory backed by the VMM's own mappings.
 //
-// The table is a persistent structure (slot_tree.h). Writers build a new version that shares what did not
-// change and publish it; readers hold a snapshot and never lock. Lookup and update are O(log n) in the number
+// The table is a persistent structure (slot_tree.h): writers change what no reader has, and copies of what
+// some reader has; readers hold a snapshot and never lock. Lookup and update are O(log n) in the number
 // of slots, up to 32,764 of them.
 //
 // A slot's number has its address space in bits 16 and up (api.rst 4.35). The spaces have slots, layouts and
@@ -11,6 +11,8 @@
 
 #include "base/address.h"
 #include "base/types.h"
+#include "kvm/block_pool.h"
+#include "kvm/counted.h"
 #include "kvm/dirty_log.h"
 #include "kvm/guest_memfd.h"
 #include "kvm/memory_attributes.h"
@@ -30,17 +32,23 @@ constexpr u32 max_memory_slots = 32764;            // KVM_USER_MEM_SLOTS: ids 0 
 constexpr u32 max_address_spaces = 2;              // KVM_MAX_NR_ADDRESS_SPACES: 1 is what SMM sees
 constexpr u64 max_slot_pages = (u64{1} << 31) - 1; // KVM_MEM_MAX_NR_PAGES
 
-// One slot, immutable once published.
-struct MemorySlot {
+// The memory of a KVM_MEM_GUEST_MEMFD slot.
+struct PrivateBacking : Counted {
+  std::shared_ptr<GuestMemfd> memory; // not null
+  u64 offset = 0;                     // bytes
+
+  std::byte* host() const { return memory->host() + offset; }
+};
+
+// One slot. It never changes while a snapshot has it. Small: there are up to 32,764.
+struct MemorySlot : Counted, Pooled {
   u32 id = 0;    // with the address space in bits 16 and up
   u32 flags = 0; // KVM_MEM_*
   GuestPhys base;
   u64 size = 0; // bytes, page multiple, not 0
   std::byte* host = nullptr;
-  std::shared_ptr<DirtyBitmap> dirty; // null unless KVM_MEM_LOG_DIRTY_PAGES
-
-  std::shared_ptr<GuestMemfd> private_memory; // null unless KVM_MEM_GUEST_MEMFD
-  u64 private_offset = 0;
+  Ref<DirtyBitmap> dirty;                    // null unless KVM_MEM_LOG_DIRTY_PAGES
+  Ref<const PrivateBacking> private_backing; // null unless KVM_MEM_GUEST_MEMFD
 
   bool contains(GuestPhys a) const { return a.value - base.value < size; }
   bool read_only() const { return (flags & KVM_MEM_READONLY) != 0; }
@@ -126,7 +134,7 @@ class MemorySlots {
   std::size_t count() const;
 
  private:
-  int find_dirty(u32 slot, std::shared_ptr<DirtyBitmap>& out) const;
+  int find_dirty(u32 slot, Ref<DirtyBitmap>& out) const;
 
   bool well_formed(const UserspaceMemoryRegion2& r) const;
   bool valid_number(u32 slot) const;

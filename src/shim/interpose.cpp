@@ -17,6 +17,8 @@
 #include <optional>
 #include <unistd.h>
 
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-inconsistent-declaration-parameter-name): the C
+// library's names, and parameters that it gives reserved ones.
 #define RING3_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -374,3 +376,4 @@ RING3_EXPORT int sigprocmask(int how, const sigset_t* set, sigset_t* old) noexce
   return error == 0 ? 0 : answer(-error);
 }
 RING3_EXPORT int pthread_cancel(pthread_t thread) { return cancel_thread(thread); }
+// NOLINTEND(bugprone-reserved-identifier,readability-inconsistent-declaration-parameter-name)

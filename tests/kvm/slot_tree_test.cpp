@@ -11,8 +11,10 @@
 namespace ring3::kvm {
 namespace {
 
-std::shared_ptr<const MemorySlot> slot_at(u64 base, u32 id = 0) {
-  auto s = std::make_shared<MemorySlot>();
+BlockPool pool(sizeof(MemorySlot)); // NOLINT: outlived by what trees still have
+
+Ref<MemorySlot> slot_at(u64 base, u32 id = 0) {
+  auto s = make_ref_in<MemorySlot>(pool);
   s->id = id;
   s->base = GuestPhys{base};
   s->size = page_size;
@@ -83,8 +85,15 @@ TEST(SlotTree, RandomChangesAndCopies) {
       tree.insert(slot_at(base, step));
       model[base] = step;
     } else if (random() % 3 == 0) {
-      tree.replace(slot_at(base, step));
+      tree.edit(base, pool).id = step;
       model[base] = step;
+      // Elsewhere, near or far.
+      const u64 to = random() % 2 != 0 ? base + page_size : random() % places * page_size;
+      if (to < limit && !model.contains(to)) {
+        EXPECT_EQ(tree.move(base, to, pool).base.value, to);
+        model.erase(base);
+        model[to] = step;
+      }
     } else if (!grow) {
       tree.erase(base);
       model.erase(base);

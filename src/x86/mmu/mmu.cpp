@@ -40,9 +40,9 @@ Backing Mmu::backing(GuestPhys a, View view) {
 }
 
 Backing Mmu::private_backing(const kvm::MemorySlot* slot, GuestPhys a) {
-  if (slot == nullptr || !slot->private_memory || slot->private_memory->closed())
+  if (slot == nullptr || !slot->private_backing || slot->private_backing->memory->closed())
     return {.unreachable = true};
-  return {slot->private_memory->host() + slot->private_offset + (a.page() - slot->base), slot};
+  return {slot->private_backing->host() + (a.page() - slot->base), slot};
 }
 
 bool Mmu::read_phys(GuestPhys a, void* out, u64 size, View view) {
