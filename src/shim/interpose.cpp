@@ -9,11 +9,13 @@
 #include "shim/real_calls.h"
 #include "shim/served_paths.h"
 #include "shim/signals.h"
+#include "shim/userfaultfd.h"
 
 #include <cerrno>
 #include <cstdarg>
 #include <linux/fcntl.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 #include <optional>
 #include <unistd.h>
 
@@ -267,7 +269,9 @@ RING3_EXPORT int ioctl(int fd, unsigned long request, ...) {
       if (const auto object = find_object(fd)) return answer(object->ioctl(request & 0xffffffff, argument));
     }
   }
-  return real::ioctl(fd, request, argument);
+  const int result = real::ioctl(fd, request, argument);
+  if (_IOC_TYPE(request) == UFFDIO && result == 0) note_userfaultfd(request, argument);
+  return result;
 }
 
 RING3_EXPORT void* mmap(void* address, size_t size, int protection, int flags, int fd,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/signals.h"
 
+#include "kvm/recoverable_copy.h"
 #include "shim/cpuid_patch.h"
 #include "shim/real_calls.h"
-#include "shim/user_memory.h"
 #include "x86/interp/host_code.h"
 
 #include <algorithm>
@@ -180,7 +180,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
   if (raised_here && number == SIGILL) {
     if (emulate_cpuid(*uc)) return;
   } else if (raised_here) {
-    const bool ours = number == SIGFPE ? x86::host::exception_resume(rip) : copy_fault(rip);
+    const bool ours = number == SIGFPE ? x86::host::exception_resume(rip) : kvm::copy_fault(rip);
     if (ours) {
       uc->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(rip);
       return;
@@ -337,6 +337,7 @@ void install_fault_handlers() {
       real::sigaction(number, &ours, &before);
       if (!actions[number].known) actions[number].set(before);
     }
+    kvm::catch_copy_faults();
     return true;
   }();
   static_cast<void>(done);

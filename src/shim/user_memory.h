@@ -16,7 +16,4 @@ bool copy_to_user(u64 to, const void* from, std::size_t size);
 template <class T> bool get_user(T& out, u64 from) { return copy_from_user(&out, from, sizeof out); }
 template <class T> bool put_user(u64 to, const T& value) { return copy_to_user(to, &value, sizeof value); }
 
-// For the handler of SIGSEGV and SIGBUS: if the fault at `rip` is one of these copies, where to go on.
-bool copy_fault(u64& rip);
-
 } // namespace ring3::shim

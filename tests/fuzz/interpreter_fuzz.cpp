@@ -87,6 +87,7 @@ class FuzzPlatform final : public Platform {
     if (number % 4 == 0) return std::nullopt;
     return static_cast<s64>(number);
   }
+  std::optional<u32> put_off_access(GuestPhys, const std::byte*) override { return std::nullopt; }
   const VmSettings& settings() const override { return settings_; }
   void poll() override { exit_word.store(1, std::memory_order_relaxed); }
   void code_page_found() override {}

@@ -27,6 +27,7 @@ class NoPlatform final : public Platform {
   bool read_pv_msr(u32, u64&) override { return false; }
   bool write_pv_msr(u32, u64) override { return false; }
   std::optional<s64> hypercall(u64, const std::array<u64, 4>&, bool) override { return 0; }
+  std::optional<u32> put_off_access(GuestPhys, const std::byte*) override { return std::nullopt; }
   const VmSettings& settings() const override { return settings_; }
   void poll() override {}
   void code_page_found() override {}

@@ -62,6 +62,8 @@ int check_extension(u32 capability, const Vm* vm) {
   case KVM_CAP_CLOCKSOURCE:
   case KVM_CAP_KVMCLOCK_CTRL:
   case KVM_CAP_STEAL_TIME:
+  case KVM_CAP_ASYNC_PF:
+  case KVM_CAP_ASYNC_PF_INT:
   case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
   case KVM_CAP_DISABLE_QUIRKS:
   case KVM_CAP_X86_USER_SPACE_MSR:

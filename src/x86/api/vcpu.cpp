@@ -45,7 +45,7 @@ Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
     lapic_ =
         std::make_unique<Lapic>(id, id == vm.boot_cpu_id(), *vm.irqchip(), vm.clock(), timers_, *this, *this);
     lapic_->set_bus_cycle(vm.apic_bus_cycle_ns());
-    pv_.attach(*lapic_);
+    pv_.attach(*lapic_, vm.page_workers(), [this] { event_pending(); });
     lapic_->set_features(lapic_features());
     if (id != vm.boot_cpu_id()) cpu_.state.activity = Activity::wait_for_init;
   }
@@ -151,6 +151,13 @@ std::optional<s64> Vcpu::hypercall(u64 number, const std::array<u64, 4>& argumen
   ++vcpu_.stats().hypercalls;
   return pv_.hypercall({number, arguments, long_mode}, vm_.irqchip(),
                        settings().hypercall_exits.load(std::memory_order_relaxed), vcpu_.id());
+}
+
+// KVM's conditions: the event that the guest would get now must not be lost, nor come where it cannot be.
+std::optional<u32> Vcpu::put_off_access(GuestPhys page, const std::byte* host) {
+  const bool paging = (cpu_.state.cr0 & cr0::pg) != 0;
+  if (!paging || cpu_.state.in_smm || queued_ || !cpu_.can_take_interrupt()) return std::nullopt;
+  return pv_.put_off_access(cpu_.state.cpl, page, host);
 }
 
 const VmSettings& Vcpu::settings() const { return vm_.settings(); }

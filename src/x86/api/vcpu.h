@@ -85,6 +85,7 @@ class Vcpu final : public kvm::VcpuApi,
   bool read_pv_msr(u32 index, u64& value) override { return pv_.read_msr(index, value); }
   bool write_pv_msr(u32 index, u64 value) override { return pv_.write_msr(index, value); }
   std::optional<s64> hypercall(u64 number, const std::array<u64, 4>& arguments, bool long_mode) override;
+  std::optional<u32> put_off_access(GuestPhys page, const std::byte* host) override;
   const VmSettings& settings() const override;
   void code_page_found() override;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "x86/api/vm.h"
 
+#include "kvm/residency.h"
 #include "x86/api/system.h"
 #include "x86/api/vcpu.h"
 #include "x86/cpu/cpuid_model.h"
@@ -20,7 +21,9 @@ Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type)
       slots_(type == kvm::vm_type_sw_protected),
       vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)),
       irqfds_([this](u32 gsi, bool level, kvm::IrqFds::Source source) { drive_line(gsi, level, source); },
-              [this] { irqchip_->resampled_changed(); }) {}
+              [this] { irqchip_->resampled_changed(); }) {
+  kvm::Residency::of_process().prepare();
+}
 
 Vm::~Vm() = default;
 

@@ -9,6 +9,7 @@
 #include "kvm/ioeventfd.h"
 #include "kvm/irqfd.h"
 #include "kvm/memory_slots.h"
+#include "kvm/page_workers.h"
 #include "kvm/state_api.h"
 #include "kvm/stats.h"
 #include "kvm/timer_queue.h"
@@ -88,6 +89,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   const kvm::MemorySlots& slots() const { return slots_; }
   kvm::CodeWatch& code_watch() { return code_watch_; }
   kvm::TimerQueue& timers() { return timers_; }
+  kvm::PageWorkers& page_workers() { return page_workers_; }
   // Null if the VMM has all interrupt controllers itself.
   IrqChip* irqchip() { return irqchip_.get(); }
   // PIC and I/O APIC are ours as well as the local APICs.
@@ -160,6 +162,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   kvm::MemorySlots slots_;
   kvm::CodeWatch code_watch_;
   kvm::TimerQueue timers_;
+  kvm::PageWorkers page_workers_;
   std::unique_ptr<IrqChip> irqchip_;
   u32 boot_cpu_id_ = 0;
   u64 apic_bus_cycle_ns_ = ApicTimer::default_bus_cycle_ns;

@@ -60,6 +60,9 @@ class Platform {
   // VMCALL or VMMCALL from ring 0: KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst), with
   // arguments of 64 or of 32 bits. Nothing: user space has the answer.
   virtual std::optional<s64> hypercall(u64 number, const std::array<u64, 4>& arguments, bool long_mode) = 0;
+  // An instruction is about to touch this page of the VMM's, which may not be in memory. A token, if the
+  // guest shall have a #PF with it in CR2 instead, and has been told that this one means "not yet".
+  virtual std::optional<u32> put_off_access(GuestPhys page, const std::byte* host) = 0;
   virtual const VmSettings& settings() const = 0;
   // Called every few thousand instructions: run timers that are due.
   virtual void poll() = 0;
@@ -449,6 +452,7 @@ class Cpu {
   // Translates for one access within a page; fills the TLB. False: fault recorded.
   bool translate(GuestVirt a, Access access, bool system, Seg s, Translation& t, Backing& b);
   bool lose_page(GuestPhys page);
+  bool put_off(GuestPhys page, const Backing& b, bool system);
   bool access_checks(GuestVirt a, u64 size, Seg s, bool system);
   bool external_read(GuestPhys a, std::byte* out, u64 size);
   bool external_write(GuestPhys a, const std::byte* in, u64 size);
@@ -481,6 +485,7 @@ class Cpu {
   u64 segment_base_[seg_count] = {};
   SegmentCheck segment_check_[seg_count];
   bool trap_suppressed_ = false;
+  bool delivering_ = false; // an event: what it touches is not an instruction's
   bool rip_committed_ = false;
   u64 insn_start_ = 0; // RIP of the instruction under way
   bool holds_split_lock_ = false;

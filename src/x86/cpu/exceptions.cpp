@@ -304,6 +304,7 @@ bool Cpu::deliver_event(EventType type, u8 vector, std::optional<u32> error) {
   state.sti_shadow = state.mov_ss_shadow = false;
   fault_pending = false;
   trap_suppressed_ = true;
+  delivering_ = true;
   bool ok;
   if (!state.protected_mode()) {
     ok = deliver_real(*this, vector);
@@ -312,6 +313,7 @@ bool Cpu::deliver_event(EventType type, u8 vector, std::optional<u32> error) {
   } else {
     ok = deliver_protected(*this, vector, type, error);
   }
+  delivering_ = false;
   // What a device wrote before it raised the interrupt is visible to the handler and everything after it.
   if (ok && (type == EventType::external || type == EventType::nmi)) synchronize_code();
   return ok;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The slow paths of guest memory accesses: TLB misses, page splits, devices, watchpoints, and stores to code.
+#include "kvm/residency.h"
 #include "x86/cpu/cpu.h"
 #include "x86/decode/block_cache.h"
 
@@ -39,6 +40,8 @@ bool Cpu::translate(GuestVirt a, Access access, bool system, Seg s, Translation&
   b = mmu.backing(t.pa);
   if (b.unreachable) return lose_page(t.pa.page());
   if (b.host == nullptr) return true;
+  if (kvm::Residency::of_process().armed() && put_off(t.pa.page(), b, system)) [[unlikely]]
+    return false;
   if (access == Access::write && !b.slot->read_only()) mmu.mark_dirty(b, t.pa);
   mmu.fill(mode, a, access, t, b);
   return true;
@@ -48,6 +51,15 @@ bool Cpu::lose_page(GuestPhys page) {
   lost_page = page;
   request_exit(CpuExit::memory_fault);
   return false;
+}
+
+// Asynchronous page faults. Whatever cannot begin anew has to wait for the page.
+bool Cpu::put_off(GuestPhys page, const Backing& b, bool system) {
+  if (system || delivering_ || rip_committed_ || replaying()) return false;
+  const auto token = platform.put_off_access(page, b.host);
+  if (!token) return false;
+  record_fault(Fault{.vector = Vector::pf, .error_code = 0, .cr2 = *token});
+  return true;
 }
 
 bool Cpu::fetch_page(GuestVirt a, Translation& t, Backing& b) {

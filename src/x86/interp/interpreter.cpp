@@ -128,7 +128,7 @@ void Cpu::release_split_lock() {
 void Cpu::abandon_in_the_middle(bool instruction) {
   release_split_lock();
   if (instruction) state.regs[reg_rip] = insn_start_;
-  rip_committed_ = false;
+  rip_committed_ = delivering_ = false;
   fault_pending = exit_pending = false;
   forget_replay();
   mmu.flush_all();

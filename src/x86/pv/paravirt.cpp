@@ -60,8 +60,14 @@ bool Paravirt::write_msr(u32 index, u64 value) {
     if ((value & ~u64{1}) != 0) return false;
     poll_control_ = value;
     return true;
-  case MSR_KVM_ASYNC_PF_INT: return lapic_ != nullptr && async_pf_.set_vector(value);
-  case MSR_KVM_ASYNC_PF_ACK: return true; // nothing is ever pending
+  case MSR_KVM_ASYNC_PF_INT:
+    // KVM refuses 0 as well, unlike that of _EN. But QEMU (-cpu host, kernel-irqchip=off) writes it unasked
+    // and then ends itself.
+    return lapic_ != nullptr ? async_pf_.set_vector(value) : value == 0;
+  case MSR_KVM_ASYNC_PF_ACK:
+    // The guest has room for the next token.
+    if ((value & 1) != 0 && async_pf_.ready()) request(pv_request::publish);
+    return true;
   default: return false;
   }
 }
@@ -80,6 +86,7 @@ bool Paravirt::set_async_pf_control(u64 value) {
   if (lapic_ == nullptr) return value == 0;
   if (AsyncPf::enables(value) && !writable_memory(value & ~u64{63}, sizeof(u64))) return false;
   async_pf_.set_control(value);
+  if (async_pf_.ready()) request(pv_request::publish);
   return true;
 }
 
@@ -116,6 +123,7 @@ bool Paravirt::prepare(u32 requests, u64 tsc_khz) {
     wall_clock_wanted_ = false;
     write_wall_clock(mmu_, kvm_clock_, GuestPhys{kvm_clock_.wall_clock_msr()});
   }
+  if (lapic_ != nullptr && async_pf_.ready()) async_pf_.deliver(mmu_, *lapic_);
   bool disagrees = false;
   if ((requests & pv_request::clock) != 0 && system_time_.active()) {
     const bool stable = kvm_clock_.same_frequency(tsc_khz, disagrees);

@@ -17,6 +17,9 @@
 #include "x86/pv/pv_features.h"
 #include "x86/pv/steal_time.h"
 
+#include <functional>
+#include <utility>
+
 namespace ring3::x86 {
 
 // Bits of the vCPU's exit word (kvm/vcpu.h) that belong to this folder.
@@ -31,8 +34,11 @@ class Paravirt {
   Paravirt(Mmu& mmu, const kvm::MemorySlots& slots, const kvm::Clock& clock, KvmClock& kvm_clock,
            const GuestTsc& tsc, std::atomic<u32>& exit_word)
       : mmu_(mmu), slots_(slots), clock_(clock), kvm_clock_(kvm_clock), tsc_(tsc), exit_word_(exit_word) {}
-  // With the in-kernel irqchip only.
-  void attach(Lapic& lapic) { lapic_ = &lapic; }
+  // With the in-kernel irqchip only. `page_arrived`: see AsyncPf::attach().
+  void attach(Lapic& lapic, kvm::PageWorkers& workers, std::function<void()> page_arrived) {
+    lapic_ = &lapic;
+    async_pf_.attach(lapic.id(), workers, std::move(page_arrived));
+  }
 
   // The MSRs 0x11, 0x12 and 0x4b564d00 and above: may the guest use one; false: #GP. For the VMM they are all
   // there.
@@ -64,6 +70,12 @@ class Paravirt {
   // The guest runs, and has not come out for a while.
   void poll(u64 now_ns) {
     if (steal_.due(now_ns)) request(pv_request::publish);
+    async_pf_.poll(now_ns);
+  }
+
+  // See AsyncPf::put_off().
+  std::optional<u32> put_off_access(u8 cpl, GuestPhys page, const std::byte* host) {
+    return async_pf_.put_off(mmu_, cpl, page, host);
   }
 
   std::optional<s64> hypercall(const Hypercall& call, IrqChip* irqchip, u64 exits, u32 caller);

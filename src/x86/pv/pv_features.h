@@ -10,9 +10,7 @@
 
 namespace ring3::x86 {
 
-// Leaves 0x40000000 and 0x40000001 with all that this hypervisor does, for KVM_GET_SUPPORTED_CPUID. Without
-// asynchronous page faults: whether a page of the VMM's is resident cannot be asked at the price of an
-// access.
+// Leaves 0x40000000 and 0x40000001 with all that this hypervisor does, for KVM_GET_SUPPORTED_CPUID.
 std::vector<kvm_cpuid_entry2> kvm_cpuid_leaves();
 
 // The feature bits that a guest's CPUID has. KVM's leaves may start at any 0x40000000 + n * 0x100, after

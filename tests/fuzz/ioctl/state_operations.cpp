@@ -81,6 +81,9 @@ void msr_lists(Thread& t, int fd) {
     if (i < n)
       list.entry[i].data = r.one_in(3) ? Arena::base % 4096 + guest_data + r.below(8192) : r.odd_number();
   }
+  // Asynchronous page faults are on with few values only.
+  constexpr u32 async_pf = 0x4b564d02;
+  if (r.one_in(4)) list.entry[0] = {async_pf, 0, ((guest_data + r.below(8192)) & ~u64{0x3f}) | 0xb};
   if (list.count > 280 && list.count < 0x10000) list.count = 280; // would read on behind the list
   if (r.one_in(2)) call(t, "KVM_GET_MSRS", fd, request::get_msrs, &list);
   if (!r.one_in(4)) {

@@ -7,9 +7,11 @@
 #include <cstdarg>
 #include <cstdio>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 namespace fuzz {
@@ -57,18 +59,36 @@ void Arena::map_all() {
   mmap(at(short_file_at), short_file_bytes, all, MAP_SHARED | MAP_FIXED, short_file_, 0);
 }
 
+namespace {
+// The guest's asynchronous page faults begin when such a range has pages that are not there. Closed at once:
+// nobody would bring them.
+long serve_for_a_moment(void* start, u64 bytes) {
+  const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
+  if (fd < 0) return -1;
+  uffdio_api api{};
+  api.api = UFFD_API;
+  uffdio_register range{};
+  range.range = {reinterpret_cast<u64>(start), bytes};
+  range.mode = UFFDIO_REGISTER_MODE_MISSING;
+  const int result = ioctl(fd, UFFDIO_API, &api) == 0 ? ioctl(fd, UFFDIO_REGISTER, &range) : -1;
+  close(fd);
+  return result;
+}
+} // namespace
+
 long Arena::disturb(Random& random) {
   const u64 first = random.below(pages);
   const u64 count =
       1 + random.below(random.one_in(4) ? pages - first : (pages - first < 8 ? pages - first : 8));
   void* const start = at(first * page);
-  switch (random.below(8)) {
+  switch (random.below(9)) {
   case 0: return munmap(start, count * page);
   case 1: return mprotect(start, count * page, PROT_NONE);
   case 2: return mprotect(start, count * page, PROT_READ);
   case 3: return madvise(start, count * page, MADV_DONTNEED);
   case 4: return ftruncate(short_file_, static_cast<off_t>(random.below(short_file_bytes)));
   case 5: return mprotect(start, count * page, all);
+  case 6: return serve_for_a_moment(start, count * page);
   default: map_all(); return 0;
   }
 }

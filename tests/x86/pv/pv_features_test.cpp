@@ -27,8 +27,9 @@ TEST(PvFeatures, LeavesSayKvmAndNothingThatIsNotThere) {
   EXPECT_EQ(leaves[1].edx, 0u) << "hints are the VMM's";
   EXPECT_TRUE(offers(KVM_FEATURE_CLOCKSOURCE2));
   EXPECT_TRUE(offers(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT));
-  EXPECT_FALSE(offers(KVM_FEATURE_ASYNC_PF));
-  EXPECT_FALSE(offers(KVM_FEATURE_ASYNC_PF_INT));
+  EXPECT_TRUE(offers(KVM_FEATURE_ASYNC_PF));
+  EXPECT_TRUE(offers(KVM_FEATURE_ASYNC_PF_INT));
+  EXPECT_FALSE(offers(KVM_FEATURE_ASYNC_PF_VMEXIT)) << "for guests that are hypervisors";
   EXPECT_FALSE(offers(KVM_FEATURE_MIGRATION_CONTROL));
   EXPECT_FALSE(offers(KVM_FEATURE_HC_MAP_GPA_RANGE)) << "only with the VMM's help";
 }
@@ -138,6 +139,7 @@ TEST_F(PvFeaturesGuest, AsynchronousFaultsNeedTheInterruptController) {
   EXPECT_FALSE(set_msr(MSR_KVM_ASYNC_PF_EN, data_at | 9));
   EXPECT_TRUE(set_msr(MSR_KVM_ASYNC_PF_EN, 0));
   EXPECT_FALSE(set_msr(MSR_KVM_ASYNC_PF_INT, 0xf3));
+  EXPECT_TRUE(set_msr(MSR_KVM_ASYNC_PF_INT, 0)) << "QEMU's reset";
 }
 
 TEST_F(PvFeaturesGuest, CpuidRangesOfTheHypervisorEndAsKvms) {
