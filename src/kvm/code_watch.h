@@ -28,6 +28,15 @@ struct CodePage {
 
 class CodeWatch {
  public:
+  // Who has to look for stale code at once. Told by the thread that wrote, which may hold locks.
+  class Listener {
+   public:
+    virtual void code_changed() = 0;
+
+   protected:
+    ~Listener() = default;
+  };
+
   CodeWatch() = default;
   ~CodeWatch();
   CodeWatch(const CodeWatch&) = delete;
@@ -55,8 +64,15 @@ class CodeWatch {
     if ((p->lines.load(std::memory_order_relaxed) & CodePage::lines_of(a.page_offset(), size)) != 0) {
       p->lines.store(0, std::memory_order_relaxed);
       p->version.fetch_add(1, std::memory_order_release);
+      changes_.fetch_add(1, std::memory_order_release);
+      if (listener_ != nullptr) listener_->code_changed();
     }
   }
+
+  // Grows with every change of any page's version.
+  u64 changes() const { return changes_.load(std::memory_order_acquire); }
+  // Before anything is written.
+  void set_listener(Listener* listener) { listener_ = listener; }
 
  private:
   static constexpr u64 pages_per_chunk = 512;
@@ -66,6 +82,8 @@ class CodeWatch {
   using Root = std::array<std::atomic<Chunk*>, chunks_per_root>;
 
   std::mutex lock_;
+  std::atomic<u64> changes_{0};
+  Listener* listener_ = nullptr;
   std::array<std::atomic<Root*>, roots> roots_{};
 };
 

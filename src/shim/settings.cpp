@@ -16,6 +16,8 @@ const Settings& settings() {
     if (!model) model = x86::select_cpu_model("max");
     Settings made;
     made.cpu = std::move(*model);
+    if (const char* engine = std::getenv("RING3_ENGINE"); engine != nullptr)
+      made.engine = x86::find_engine(engine).value_or(x86::default_engine);
     made.supported_cpuid = x86::supported_cpuid(made.cpu);
     return made;
   }();

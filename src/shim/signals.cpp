@@ -173,6 +173,17 @@ void on_signal(int number, siginfo_t* info, void* context) {
   errno = saved_errno;
 }
 
+x86::HostRegisters host_registers(const ucontext_t& uc) {
+  constexpr int order[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                           REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+  x86::HostRegisters out{};
+  for (unsigned i = 0; i < std::size(order); ++i)
+    out.gpr[i] = static_cast<u64>(uc.uc_mcontext.gregs[order[i]]);
+  out.rip = static_cast<u64>(uc.uc_mcontext.gregs[REG_RIP]);
+  out.vectors = uc.uc_mcontext.fpregs;
+  return out;
+}
+
 void on_fault(int number, siginfo_t* info, void* context) {
   auto* uc = static_cast<ucontext_t*>(context);
   auto rip = static_cast<u64>(uc->uc_mcontext.gregs[REG_RIP]);
@@ -187,6 +198,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
     }
     if (number != SIGFPE && stay.owns_vcpu != 0 && stay.vcpu->is_guest_memory(info->si_addr)) {
       stay.lost = info->si_addr;
+      stay.vcpu->recover_registers(host_registers(*uc));
       siglongjmp(stay.recovery, 1);
     }
   }

@@ -7,6 +7,7 @@
 #include "shim/ioctl_lists.h"
 #include "shim/ioctl_numbers.h"
 #include "shim/real_calls.h"
+#include "shim/settings.h"
 #include "shim/signals.h"
 #include "shim/stats_report.h"
 #include "shim/user_memory.h"
@@ -22,7 +23,7 @@
 namespace ring3::shim {
 
 VmObject::VmObject(unsigned long type)
-    : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>(), type)) {
+    : vm_(std::make_unique<x86::Vm>(std::make_unique<kvm::HostClock>(), type, settings().engine)) {
   watch_vm(*vm_);
 }
 

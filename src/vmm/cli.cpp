@@ -44,6 +44,13 @@ Examples:
   ring3 exec -- qemu-system-x86_64 -accel kvm -nographic -kernel vmlinuz
   ring3 exec --vendor amd -- ./x86_64/state_test)";
 
+void add_engine_option(CLI::App& app, std::string& engine) {
+  app.add_option("--engine", engine,
+                 "What executes guest code: jit translates it to host code (default), interp interprets it, "
+                 "lockstep does both and compares (slow)")
+      ->type_name("ENGINE");
+}
+
 void add_exec_options(CLI::App& app, ExecOptions& options) {
   app.add_option("--cpu", options.cpu,
                  "What KVM_GET_SUPPORTED_CPUID offers: a model (see ring3 features), host or max")
@@ -52,6 +59,7 @@ void add_exec_options(CLI::App& app, ExecOptions& options) {
   app.add_option("--stats", options.stats,
                  "Append each VM's counters to FILE when it ends, a line of JSON each")
       ->type_name("FILE");
+  add_engine_option(app, options.engine);
 }
 
 } // namespace
@@ -99,6 +107,7 @@ int cli_main(std::span<const std::string> arguments) {
   run->add_option("--cpu", run_options.cpu, "CPU model (see ring3 features), then +feature or -feature")
       ->type_name("MODEL[,+F,-F]")
       ->capture_default_str();
+  add_engine_option(*run, run_options.engine);
   run->add_flag("--quiet,-q", run_options.quiet, "Only the guest's own output and errors");
   run->add_flag("--verbose,-v", run_options.verbose, "With a command: the kernel's log on standard error");
   run->add_flag("--stats", run_options.stats,

@@ -21,7 +21,7 @@ constexpr int exit_signal_base = 128;
 
 struct RunOptions {
   std::string kernel, initrd, append; // empty: not given
-  std::string memory = "512M", cpus = "1", cpu = "max";
+  std::string memory = "512M", cpus = "1", cpu = "max", engine;
   bool quiet = false, verbose = false, stats = false, debug_console = false;
   bool has_command = false;
   std::vector<std::string> command;
@@ -33,7 +33,7 @@ struct FeaturesOptions {
 };
 
 struct ExecOptions {
-  std::string cpu, vendor, stats; // empty: not given
+  std::string cpu, vendor, stats, engine; // empty: not given
   bool quiet = false;
   std::vector<std::string> command; // for `env`: none
 };

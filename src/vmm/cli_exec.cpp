@@ -26,7 +26,7 @@ std::string shell_quoted(const std::string& text) {
 } // namespace
 
 int cli_exec(const ExecOptions& options) {
-  const auto variables = preload_environment({options.cpu, options.vendor, options.stats});
+  const auto variables = preload_environment({options.cpu, options.vendor, options.stats, options.engine});
   if (!variables) return report(variables.error());
   if (const auto ok = check_preloadable(options.command.front()); !ok) return report(ok.error());
   if (const auto ok = x86::check_host(); !ok) return report(ok.error());
@@ -60,7 +60,7 @@ int cli_exec(const ExecOptions& options) {
 }
 
 int cli_env(const ExecOptions& options) {
-  const auto variables = preload_environment({options.cpu, options.vendor, options.stats});
+  const auto variables = preload_environment({options.cpu, options.vendor, options.stats, options.engine});
   if (!variables) return report(variables.error());
   std::string text;
   for (const auto& [name, value] : *variables)

@@ -141,6 +141,8 @@ void print_stats(const Machine& machine, u64 nanoseconds) {
 
 Result<int> run(const RunOptions& options) {
   if (const Result<void> host = x86::check_host(); !host) return std::unexpected(host.error());
+  const Result<x86::Engine> engine = parse_engine(options.engine);
+  if (!engine) return std::unexpected(engine.error());
   const Result<u64> memory = parse_memory(options.memory);
   if (!memory) return std::unexpected(memory.error());
   const Result<u32> cpus = parse_cpus(options.cpus);
@@ -180,7 +182,7 @@ Result<int> run(const RunOptions& options) {
 
   const kvm::HostClock clock;
   // Declared before the machine, and so destroyed after it.
-  const std::unique_ptr<kvm::VmApi> vm = x86::create_vm();
+  const std::unique_ptr<kvm::VmApi> vm = x86::create_vm(*engine);
   Result<std::unique_ptr<Machine>> machine = Machine::create(*vm, clock, std::move(config));
   if (!machine) return std::unexpected(machine.error());
   images->boot.kernel = images->kernel;

@@ -55,4 +55,13 @@ Result<u32> parse_cpus(std::string_view text) {
   return number;
 }
 
+Result<x86::Engine> parse_engine(std::string_view text) {
+  const auto engine = text.empty() ? x86::default_engine : x86::find_engine(text);
+  if (!engine)
+    return fail(fmt::format("there is no engine '{}'", text), "use --engine jit, interp or lockstep",
+                exit_usage);
+  if (const auto ok = x86::check_engine(*engine); !ok) return std::unexpected(ok.error());
+  return *engine;
+}
+
 } // namespace ring3::vmm

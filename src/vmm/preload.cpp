@@ -130,6 +130,9 @@ Result<std::vector<std::pair<std::string, std::string>>> preload_environment(con
       *preload = others;
   }
   std::vector<std::pair<std::string, std::string>> variables{{"LD_PRELOAD", *preload}, {"RING3_CPU", *model}};
+  const auto engine = parse_engine(options.engine);
+  if (!engine) return std::unexpected(engine.error());
+  if (!options.engine.empty()) variables.emplace_back("RING3_ENGINE", options.engine);
   if (!options.stats.empty()) variables.emplace_back("RING3_STATS", fs::absolute(options.stats).string());
   return variables;
 }

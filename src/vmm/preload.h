@@ -14,6 +14,7 @@ struct PreloadOptions {
   std::string cpu;    // a model with adjustments, "host", or empty: everything
   std::string vendor; // "intel", "amd", or empty: the model's, and for "everything" the host's
   std::string stats;  // file for statistics, or empty
+  std::string engine; // as x86::find_engine() takes it, or empty: the default
 };
 
 // The variables to set, with LD_PRELOAD keeping what it had. Errors: a bad model, or the library is not where

@@ -223,7 +223,7 @@ int Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
   cpu_.mmu.set_max_phys_bits(cpu_.cpuid.max_phys_bits());
   cpu_.mmu.set_gbpages(cpu_.cpuid.has(feature::pdpe1gb));
   cpu_.mmu.flush_all();
-  cpu_.blocks().flush();
+  cpu_.forget_code();
   machine_check_changed();
   return 0;
 }

@@ -4,12 +4,13 @@
 
 #include "base/error.h"
 #include "kvm/api.h"
+#include "x86/api/engine.h"
 
 #include <memory>
 
 namespace ring3::x86 {
 
-std::unique_ptr<kvm::VmApi> create_vm();
+std::unique_ptr<kvm::VmApi> create_vm(Engine engine = default_engine);
 
 // Has the host's processor what create_vm()'s guests need whatever their CPU model? Everything beyond it is
 // left out of the models one by one (cpu/cpuid_features.h).

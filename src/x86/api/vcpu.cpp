@@ -4,6 +4,7 @@
 #include "x86/api/vm.h"
 #include "x86/cpu/msr_table.h"
 #include "x86/decode/block_cache.h"
+#include "x86/jit/jit.h"
 
 #include <algorithm>
 #include <cstring>
@@ -38,6 +39,8 @@ Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
       pv_(cpu_.mmu, vm.slots(), vm.clock(), vm.kvm_clock(), *this, vcpu_.exit_word()),
       tsc_khz_(vm.tsc_khz()) {
   vcpu_.attach(std::make_unique<Arch>(*this));
+  if (vm.engine() != Engine::interpreter)
+    cpu_.set_executor(std::make_unique<jit::Jit>(cpu_, vm.engine() == Engine::lockstep));
   cpu_.mmu.set_dirty_ring(vcpu_.dirty_ring());
   cpu_.state.tsc_offset = tsc_offset_for(0); // in step with the others, and 0 for the first
   if (id == vm.boot_cpu_id()) user_apic_.base |= Lapic::bootstrap_bit;
@@ -213,7 +216,7 @@ void Vcpu::take_requests(u32 requests) {
                                                          : vcpu_.stats().irq_window_exits);
   if ((requests & kvm::request::slots) != 0) {
     cpu_.mmu.reload_slots();
-    cpu_.blocks().flush();
+    cpu_.forget_code();
     cpu_.flags_changed();
   }
   if ((requests & kvm::request::protect) != 0) cpu_.mmu.protect_all();

@@ -136,6 +136,11 @@ class Vcpu final : public kvm::VcpuApi,
 
   // Is this an address of memory that the VMM gave to a slot? Async-signal-safe on a thread that runs a vCPU.
   bool is_guest_memory(const void* host) const;
+  // The host's registers where the thread is about to be taken out: the guest's may be in them.
+  // Async-signal-safe.
+  void recover_registers(const HostRegisters& host) {
+    if (cpu_.executor() != nullptr) cpu_.executor()->recover(host);
+  }
   // The thread was taken out of the middle of an instruction because such memory is not there any more.
   // KVM_RUN, if it was that, is over and says where in kvm_run (KVM_CAP_MEMORY_FAULT_INFO).
   void guest_memory_lost(const void* host);

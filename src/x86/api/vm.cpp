@@ -10,19 +10,20 @@
 
 namespace ring3::x86 {
 
-std::unique_ptr<kvm::VmApi> create_vm() {
-  auto vm = std::make_unique<Vm>(std::make_unique<kvm::HostClock>());
+std::unique_ptr<kvm::VmApi> create_vm(Engine engine) {
+  auto vm = std::make_unique<Vm>(std::make_unique<kvm::HostClock>(), kvm::vm_type_default, engine);
   vm->set_tsc_khz(cpuid_tsc_khz);
   return vm;
 }
 
-Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type)
-    : clock_(std::move(clock)), tsc_sync_(*clock_), tsc_khz_(clock_->tsc_khz()), kvm_clock_(*clock_),
-      slots_(type == kvm::vm_type_sw_protected),
+Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type, Engine engine)
+    : engine_(engine), clock_(std::move(clock)), tsc_sync_(*clock_), tsc_khz_(clock_->tsc_khz()),
+      kvm_clock_(*clock_), slots_(type == kvm::vm_type_sw_protected),
       vcpu_table_(std::make_unique<std::atomic<Vcpu*>[]>(max_vcpus)),
       irqfds_([this](u32 gsi, bool level, kvm::IrqFds::Source source) { drive_line(gsi, level, source); },
               [this] { irqchip_->resampled_changed(); }) {
   kvm::Residency::of_process().prepare();
+  code_watch_.set_listener(this);
 }
 
 Vm::~Vm() = default;
@@ -126,6 +127,13 @@ void Vm::kill() {
   dead_.store(true, std::memory_order_release);
   const u32 n = vcpu_count_.load(std::memory_order_acquire);
   for (u32 i = 0; i < n; ++i) vcpu_table_[i].load(std::memory_order_acquire)->kick();
+}
+
+// Translated blocks that are linked to one another look at their exit words only.
+void Vm::code_changed() {
+  const u32 n = vcpu_count_.load(std::memory_order_acquire);
+  for (u32 i = 0; i < n; ++i)
+    vcpu_table_[i].load(std::memory_order_acquire)->generic().post_quietly(kvm::request::code);
 }
 
 void Vm::protect_code_pages(const Vcpu* from) {

@@ -14,6 +14,7 @@
 #include "kvm/stats.h"
 #include "kvm/timer_queue.h"
 #include "kvm/uapi_6_12.h"
+#include "x86/api/engine.h"
 #include "x86/api/guest_tsc.h"
 #include "x86/api/vm_settings.h"
 #include "x86/irqchip/irqchip.h"
@@ -28,10 +29,11 @@ namespace ring3::x86 {
 
 class Vcpu;
 
-class Vm final : public kvm::VmApi, public kvm::VmStateApi {
+class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWatch::Listener {
  public:
   // `type`: one of supported_types. KVM_X86_SW_PROTECTED_VM can have private memory.
-  explicit Vm(std::unique_ptr<kvm::Clock> clock, u64 type = kvm::vm_type_default);
+  explicit Vm(std::unique_ptr<kvm::Clock> clock, u64 type = kvm::vm_type_default,
+              Engine engine = default_engine);
   ~Vm() override;
 
   static constexpr u32 max_vcpus = 1024;
@@ -88,6 +90,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   const kvm::Clock& clock() const { return *clock_; }
   const kvm::MemorySlots& slots() const { return slots_; }
   kvm::CodeWatch& code_watch() { return code_watch_; }
+  Engine engine() const { return engine_; }
   kvm::TimerQueue& timers() { return timers_; }
   kvm::PageWorkers& page_workers() { return page_workers_; }
   // Null if the VMM has all interrupt controllers itself.
@@ -154,12 +157,15 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi {
   void revoke_writes();
   void drive_line(u32 gsi, bool level, kvm::IrqFds::Source source);
 
+  const Engine engine_;
   std::unique_ptr<kvm::Clock> clock_;
   TscSync tsc_sync_;
   std::atomic<u64> tsc_khz_;
   KvmClock kvm_clock_;
   VmSettings settings_;
   kvm::MemorySlots slots_;
+  void code_changed() override;
+
   kvm::CodeWatch code_watch_;
   kvm::TimerQueue timers_;
   kvm::PageWorkers page_workers_;

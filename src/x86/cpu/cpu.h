@@ -9,8 +9,10 @@
 #include "kvm/memory_slots.h"
 #include "x86/cpu/cpuid.h"
 #include "x86/cpu/exceptions.h"
+#include "x86/cpu/executor.h"
 #include "x86/cpu/guest_debug.h"
 #include "x86/cpu/state.h"
+#include "x86/cpu/translation_context.h"
 #include "x86/decode/insn.h"
 #include "x86/mmu/guest_access.h"
 #include "x86/mmu/mmu.h"
@@ -24,6 +26,11 @@
 namespace ring3::x86 {
 
 class BlockCache;
+class StoreLog;
+namespace jit {
+class Jit;
+class Lockstep;
+} // namespace jit
 struct VmSettings; // api/vm_settings.h: plain data, which everybody may read
 
 // What a CPU reaches outside itself, within the hypervisor: interrupt controllers and the clock. Whatever is
@@ -139,7 +146,10 @@ class Cpu {
   void reset(bool init);
 
   // Executes until something ends it.
-  CpuExit run();
+  CpuExit run() { return executor_ ? executor_->run() : interpret(); }
+  // Null, which is what there is at first: the interpreter.
+  void set_executor(std::unique_ptr<Executor> executor) { executor_ = std::move(executor); }
+  Executor* executor() { return executor_.get(); }
 
   // Delivers an external interrupt, NMI or re-injected event now. False: it ended in a triple fault or needs
   // user space.
@@ -398,6 +408,11 @@ class Cpu {
 
   // --- code ---
   BlockCache& blocks() { return *blocks_; }
+  // What bytes mean has changed, or where they are: nothing that was made of them is used again.
+  void forget_code();
+  // Instructions of [host, host + size), which is memory at `a`, are about to be kept: from now on stores to
+  // them are noticed.
+  void watch_code(kvm::CodePage& page, GuestPhys a, const std::byte* host, u64 size);
   // Bytes at CS:rip for the decoder: one page's worth; false: fault recorded.
   bool fetch_page(GuestVirt a, Translation& t, Backing& b);
   // Decoded blocks compare themselves with memory before they run again, since the VMM may have written
@@ -441,6 +456,8 @@ class Cpu {
 
  private:
   friend class BlockCache;
+  friend class jit::Jit;
+  friend class jit::Lockstep;
   struct SegmentCheck {
     u64 low = 0, high = 0; // allowed offsets, inclusive; low > high: none
     bool read = false, write = false;
@@ -466,6 +483,10 @@ class Cpu {
   bool settle_abort();
   bool take_fault(const Fault& f);
   bool step_carefully();
+  CpuExit interpret();
+  // One block, or one instruction where care is needed. False: run() must return `exit`.
+  bool interpret_block();
+  void poll();
   void code_written(GuestPhys a, u64 size);
   TlbMode tlb_mode(bool system) const;
   GuestVirt next_page(GuestVirt a, bool system) const;
@@ -499,7 +520,10 @@ class Cpu {
   unsigned replay_next_ = 0;  // next to be consumed by this attempt
   StringInput string_input_;
 
+  jit::Context translation_;
+  StoreLog* store_log_ = nullptr; // null: stores are for good
   std::unique_ptr<BlockCache> blocks_;
+  std::unique_ptr<Executor> executor_;
 };
 
 } // namespace ring3::x86

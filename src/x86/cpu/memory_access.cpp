@@ -2,6 +2,7 @@
 // The slow paths of guest memory accesses: TLB misses, page splits, devices, watchpoints, and stores to code.
 #include "kvm/residency.h"
 #include "x86/cpu/cpu.h"
+#include "x86/cpu/store_log.h"
 #include "x86/decode/block_cache.h"
 
 #include <algorithm>
@@ -77,6 +78,7 @@ bool Cpu::access_checks(GuestVirt a, u64 size, Seg s, bool system) {
 }
 
 bool Cpu::read_piece(const Translation& t, const Backing& b, std::byte* out, u64 size) {
+  if (b.host == nullptr && store_log_ != nullptr) store_log_->cannot_undo();
   if (b.host == nullptr) return external_read(t.pa, out, size);
   const std::byte* p = b.host + t.pa.page_offset();
   switch (size) {
@@ -90,8 +92,11 @@ bool Cpu::read_piece(const Translation& t, const Backing& b, std::byte* out, u64
 }
 
 bool Cpu::write_piece(const Translation& t, const Backing& b, const std::byte* in, u64 size) {
-  if (b.host == nullptr || b.slot->read_only()) return external_write(t.pa, in, size);
+  const bool outside = b.host == nullptr || b.slot->read_only();
+  if (outside && store_log_ != nullptr) store_log_->cannot_undo();
+  if (outside) return external_write(t.pa, in, size);
   std::byte* p = b.host + t.pa.page_offset();
+  if (store_log_ != nullptr) store_log_->before_store(p, size);
   switch (size) {
   case 2: guest_store(p, load_raw<u16>(in)); break;
   case 4: guest_store(p, load_raw<u32>(in)); break;
@@ -110,6 +115,13 @@ void Cpu::code_written(GuestPhys a, u64 size) {
     return;
   mmu.code_watch().written(a, size);
   blocks_->code_page_changed(page);
+}
+
+void Cpu::watch_code(kvm::CodePage& page, GuestPhys a, const std::byte* host, u64 size) {
+  const u32 lines = kvm::CodePage::lines_of(a.page_offset(), size);
+  if (page.lines.fetch_or(lines, std::memory_order_acq_rel) != 0) return;
+  mmu.protect_host_page(host - a.page_offset());
+  platform.code_page_found();
 }
 
 bool Cpu::load_slow(GuestVirt a, void* out, u64 size, Seg s, bool system) {
@@ -163,6 +175,7 @@ std::byte* Cpu::host_for_update_slow(GuestVirt a, u64 size, Seg s) {
     code_update_at_ = t.pa;
     code_update_size_ = size;
   }
+  if (store_log_ != nullptr) store_log_->before_store(b.host + t.pa.page_offset(), size);
   return b.host + t.pa.page_offset();
 }
 

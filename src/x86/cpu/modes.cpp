@@ -13,6 +13,11 @@ Cpu::Cpu(const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch, Platform& p,
 
 Cpu::~Cpu() = default;
 
+void Cpu::forget_code() {
+  blocks_->flush();
+  if (executor_) executor_->forget_code();
+}
+
 void Cpu::reset(bool init) {
   const CpuState old = state;
   state = CpuState{};

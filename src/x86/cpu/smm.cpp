@@ -212,7 +212,7 @@ void set_smm(Cpu& cpu, bool in_smm) {
   // Blocks are found by host address, but remember the guest's: the other space may show the same memory
   // elsewhere.
   cpu.mmu.reload_slots();
-  cpu.blocks().flush();
+  cpu.forget_code();
   cpu.flags_changed();
 }
 

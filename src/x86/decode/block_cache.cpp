@@ -17,23 +17,6 @@ unsigned hash(u64 key, unsigned bits) {
   return static_cast<unsigned>((key * 0x9e3779b97f4a7c15ULL) >> (64 - bits));
 }
 
-void copy_guest(u8* out, const std::byte* in, u64 size) {
-  u64 i = 0;
-  for (; i + 8 <= size; i += 8) store_raw(out + i, guest_load<u64>(in + i));
-  for (; i < size; ++i) out[i] = guest_load<u8>(in + i);
-}
-
-bool equal_guest(const u8* copy, const std::byte* memory, u64 size) {
-  u64 i = 0;
-  for (; i + 8 <= size; i += 8) {
-    if (load_raw<u64>(copy + i) != guest_load<u64>(memory + i)) return false;
-  }
-  for (; i < size; ++i) {
-    if (copy[i] != guest_load<u8>(memory + i)) return false;
-  }
-  return true;
-}
-
 Insn sentinel() {
   Insn in{};
   in.handler = handle_block_end;
@@ -65,7 +48,7 @@ void BlockCache::code_page_changed(const kvm::CodePage* page) {
 bool BlockCache::current_and_equal(Block& b) const {
   if (b.version != b.page->version.load(std::memory_order_acquire)) return false;
   if (b.epoch != cpu_.code_epoch) [[unlikely]] {
-    if (!equal_guest(b.copy, b.source, b.bytes)) return false;
+    if (!equals_guest(b.copy, b.source, b.bytes)) return false;
     b.epoch = cpu_.code_epoch;
   }
   return true;
@@ -180,14 +163,9 @@ Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 
 
     Block* b = &uncached_;
     if (page != nullptr) {
-      const u32 lines = kvm::CodePage::lines_of(pa.page_offset(), used);
-      if (page->lines.fetch_or(lines, std::memory_order_acq_rel) == 0) {
-        const std::byte* host_page = host - pa.page_offset();
-        cpu_.mmu.protect_host_page(host_page);
-        cpu_.platform.code_page_found();
-      }
+      cpu_.watch_code(*page, pa, host, used);
       // Bytes that changed while we looked, before the page was watched, would go unnoticed for ever.
-      if (!equal_guest(bytes.data(), host, used)) continue;
+      if (!equals_guest(bytes.data(), host, used)) continue;
       if (insns_used_ + count + 1 > insn_capacity || blocks_used_ + 1 > block_capacity ||
           bytes_used_ + used > byte_capacity) {
         flush();

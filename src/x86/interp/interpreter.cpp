@@ -142,48 +142,49 @@ bool Cpu::finish_instruction() {
   return step_carefully();
 }
 
-CpuExit Cpu::run() {
+void Cpu::poll() {
+  poll_at = instructions + poll_interval;
+  platform.poll();
+}
+
+bool Cpu::interpret_block() {
+  if (careful_) [[unlikely]]
+    return step_carefully();
+  insn_start_ = state.regs[reg_rip]; // its bytes may be what is missing
+  Block* block = blocks_->lookup(false);
+  if (block == nullptr) [[unlikely]]
+    return settle_abort();
+  const Insn* in = block->insns;
+  u64 ip = state.regs[reg_rip];
+  Step step;
+  for (;;) {
+    insn_start_ = ip;
+    state.regs[reg_rip] = (ip + in->len) & ip_mask_;
+    step = in->handler(*this, *in);
+    if (step != Step::next) break;
+    ip = state.regs[reg_rip];
+    ++in;
+  }
+  instructions += static_cast<u64>(in - block->insns);
+  if (step == Step::jump) {
+    if (in->len != 0) ++instructions;
+    return !exit_pending;
+  }
+  if (!rip_committed_) [[likely]]
+    state.regs[reg_rip] = ip;
+  rip_committed_ = false;
+  return settle_abort();
+}
+
+CpuExit Cpu::interpret() {
   exit_pending = false;
   fault_pending = false;
   if (replaying() && !finish_instruction()) return exit;
   for (;;) {
     if (exit_word.load(std::memory_order_relaxed) != 0) return CpuExit::request;
-    if (instructions >= poll_at) [[unlikely]] {
-      poll_at = instructions + poll_interval;
-      platform.poll();
-    }
-    if (careful_) [[unlikely]] {
-      if (!step_carefully()) return exit;
-      continue;
-    }
-    insn_start_ = state.regs[reg_rip]; // its bytes may be what is missing
-    Block* block = blocks_->lookup(false);
-    if (block == nullptr) [[unlikely]] {
-      if (!settle_abort()) return exit;
-      continue;
-    }
-    const Insn* in = block->insns;
-    u64 ip = state.regs[reg_rip];
-    Step step;
-    for (;;) {
-      insn_start_ = ip;
-      state.regs[reg_rip] = (ip + in->len) & ip_mask_;
-      step = in->handler(*this, *in);
-      if (step != Step::next) break;
-      ip = state.regs[reg_rip];
-      ++in;
-    }
-    instructions += static_cast<u64>(in - block->insns);
-    if (step == Step::jump) {
-      if (in->len != 0) ++instructions;
-      if (exit_pending) [[unlikely]]
-        return exit;
-    } else {
-      if (!rip_committed_) [[likely]]
-        state.regs[reg_rip] = ip;
-      rip_committed_ = false;
-      if (!settle_abort()) return exit;
-    }
+    if (instructions >= poll_at) [[unlikely]]
+      poll();
+    if (!interpret_block()) return exit;
   }
 }
 

@@ -96,6 +96,11 @@ void set_x87_top(X87State& x, unsigned top) {
   x.fsw = static_cast<u16>((x.fsw & ~0x3800U) | top << 11);
 }
 
+bool runs_on_vector_registers(const Insn& in) {
+  return in.handler == run_registers<false> || in.handler == run_load<false> ||
+         in.handler == run_store<false> || in.handler == run_vzero<0> || in.handler == run_vzero<16>;
+}
+
 Handler bind_vector(const Decoded& d, Insn& in, const CpuidTable&) {
   if (d.op != Op::vector) return nullptr;
   if (d.lock) return handle_ud;

@@ -485,6 +485,15 @@ unsigned mandatory_prefix(const Decoded& d) {
   return d.operand_size_prefix ? 1 : 0;
 }
 
+bool vector_writes_flags(const Decoded& d) { return writes_flags(d); }
+
+VectorGpr vector_gpr(const Decoded& d) {
+  const Operand* const gpr = explicit_gpr(d);
+  if (gpr == nullptr) return {};
+  const bool in_reg = gpr_in_reg_field(d);
+  return {in_reg, !in_reg, static_cast<u8>(gpr->reg / 8)};
+}
+
 bool to_host_form(const Decoded& d, HostForm& out) {
   if (rewrite(d, false, out)) return true;
   // Outside 64-bit mode W does not widen general registers.

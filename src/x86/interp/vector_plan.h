@@ -74,6 +74,19 @@ enum class PlanStatus : u8 { ok, absent, no_memory };
 // The plan of an instruction, made or found. `absent`: not an instruction the host has.
 PlanStatus find_plan(const Decoded& d, const VectorPlan*& out);
 
+// Does the handler do nothing but run the instruction, on XMM, YMM, ZMM and opmask registers (no MMX ones),
+// and with a memory operand that is touched as a whole? VZEROUPPER and VZEROALL are ones without a plan.
+bool runs_on_vector_registers(const Insn& in);
+// Does the instruction leave its result in the arithmetic flags, all of them?
+bool vector_writes_flags(const Decoded& d);
+
+// The general register that an instruction names, and the field that does.
+struct VectorGpr {
+  bool in_reg = false, in_rm = false; // neither: it names none
+  u8 number = 0;
+};
+VectorGpr vector_gpr(const Decoded& d);
+
 // Has the legacy prefix, before the opcode.
 bool has_prefix(const Decoded& d, u8 prefix);
 // The mandatory prefix that selects among instructions of one opcode: 0 none, 1 66, 2 F3, 3 F2.

@@ -5,6 +5,7 @@
 // fine.
 #pragma once
 
+#include "base/bits.h"
 #include "base/types.h"
 
 #include <cstddef>
@@ -51,6 +52,24 @@ inline bool guest_cmpxchg16(std::byte* p, u64& lo, u64& hi, u64 new_lo, u64 new_
 template <class T> inline T guest_xchg(std::byte* p, T v) {
   asm volatile("xchg %0, %1" : "+q"(v), "+m"(*reinterpret_cast<T*>(p)) : : "memory");
   return v;
+}
+
+// Bytes, in any order; for what is looked at and not shared.
+inline void copy_guest(u8* out, const std::byte* in, u64 size) {
+  u64 i = 0;
+  for (; i + 8 <= size; i += 8) store_raw(out + i, guest_load<u64>(in + i));
+  for (; i < size; ++i) out[i] = guest_load<u8>(in + i);
+}
+
+inline bool equals_guest(const u8* copy, const std::byte* memory, u64 size) {
+  u64 i = 0;
+  for (; i + 8 <= size; i += 8) {
+    if (load_raw<u64>(copy + i) != guest_load<u64>(memory + i)) return false;
+  }
+  for (; i < size; ++i) {
+    if (copy[i] != guest_load<u8>(memory + i)) return false;
+  }
+  return true;
 }
 
 } // namespace ring3::x86

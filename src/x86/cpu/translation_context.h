@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// What translated code keeps in the vCPU, beside CpuState.
+#pragma once
+
+#include "base/types.h"
+
+#include <array>
+
+namespace ring3::x86::jit {
+
+// Where jumps go that may not be linked: found by the target's linear address, and valid for the address
+// space and ring that the table is for.
+struct JumpEntry {
+  u64 target = 0;           // no_target: empty
+  const u8* code = nullptr; // Translation::entry_memory
+};
+
+struct JumpTable {
+  static constexpr unsigned bits = 12;
+  static constexpr unsigned entries = 1u << bits;
+  static constexpr u64 no_target = 0x8000'0000'0000'0000; // not canonical
+  static constexpr unsigned index(u64 target) {
+    const auto low = static_cast<u32>(target);
+    return (low ^ low >> 7) & (entries - 1);
+  }
+  std::array<JumpEntry, entries> entry;
+  // Which entries are in use, as long as they are few: address spaces often change before they are many.
+  std::array<u16, 512> filled;
+  unsigned fills = entries; // at first all of them are to be cleared
+
+  void put(u64 target, const u8* code) {
+    const unsigned i = index(target);
+    if (fills < filled.size()) filled[fills] = static_cast<u16>(i);
+    if (fills < entries) ++fills;
+    entry[i] = {target, code};
+  }
+  void clear() {
+    if (fills <= filled.size()) {
+      for (unsigned i = 0; i < fills; ++i) entry[filled[i]] = {no_target, nullptr};
+    } else {
+      entry.fill({no_target, nullptr});
+    }
+    fills = 0;
+  }
+};
+
+struct Context {
+  s32 budget = 0;    // instructions until the vCPU has to look at its timers
+  u64 saved_rax = 0; // while the flags go through AX
+  u64 target = 0;    // of a call, while its return address is pushed
+  JumpEntry* jumps = nullptr;
+  // Levels (jit/vector_copy.h) of vector instructions that may run on the host's registers, and those that
+  // do: not 0 while the registers hold the guest's.
+  u8 vectors_usable = 0;
+  u8 vectors_live = 0;
+  u32 host_mxcsr = 0x1f80; // what C++ runs with
+};
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,613 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/jit/block_emitter.h"
+
+#include "x86/cpu/translation_context.h"
+#include "x86/interp/vector_plan.h"
+#include "x86/jit/vector_copy.h"
+#include "x86/mmu/tlb.h"
+
+#include <new>
+
+namespace ring3::x86::jit {
+
+namespace {
+
+bool is_gpr(const Operand& o) { return o.kind == Operand::Kind::gpr; }
+bool is_imm(const Operand& o) { return o.kind == Operand::Kind::imm; }
+
+bool fits32(u64 v) { return static_cast<s64>(v) == static_cast<s32>(v); }
+
+constexpr u64 page_of(u64 linear) { return linear & ~page_offset_mask; }
+
+// Displacements that still fit when the size of the access is added.
+bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacement < 0x7fff'0000; }
+
+} // namespace
+
+BlockEmitter::BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunks, const Layout& layout,
+                           const RegisterPlan& plan, std::span<const Source> source, TranslatedBlock& t,
+                           StepSite* steps, std::pmr::memory_resource& memory)
+    : e_(e), executable_(executable), thunks_(thunks), l_(layout), plan_(plan), source_(source), t_(t),
+      steps_(steps), memory_(memory) {}
+
+BlockEmitter::Cold& BlockEmitter::add_cold(Cold::Kind kind, u8* from) {
+  Cold& c = cold_[cold_count_++];
+  c = Cold{.kind = kind, .from = from};
+  return c;
+}
+
+Exit* BlockEmitter::make_exit(Exit::Kind kind, u64 target) {
+  auto* const x = new (memory_.allocate(sizeof(Exit), alignof(Exit))) Exit{};
+  x->kind = kind;
+  x->target = target;
+  x->of = &t_;
+  return x;
+}
+
+// --- flags ---
+
+// From the end: at the end of a block, whoever comes next may want them.
+void BlockEmitter::find_live_flags() {
+  u64 live = rflags::arithmetic;
+  for (auto i = static_cast<unsigned>(source_.size()); i-- > 0;) {
+    use_[i] = flag_use(source_[i].decoded);
+    if (!source_[i].copied) use_[i] = {.reads = rflags::arithmetic};
+    live_after_[i] = live;
+    live = (live & ~use_[i].writes) | use_[i].reads;
+    live_before_[i] = live;
+    steps_[i].live_flags = static_cast<u16>(live);
+  }
+}
+
+void BlockEmitter::keep_flags_now(HostReg temporary) {
+  e_.mov(temporary, HostReg{rax});
+  e_.lahf();
+  e_.seto_al();
+  e_.mov16(HostMem::in_cpu(l_.flags), rax);
+  e_.mov(HostReg{rax}, temporary);
+  in_memory_ = true;
+}
+
+void BlockEmitter::keep_flags() {
+  if (in_host_ && !in_memory_) keep_flags_now(scratch_b);
+}
+
+void BlockEmitter::fetch_flags(bool scratch_free) {
+  const HostMem saved = HostMem::in_cpu(l_.saved_rax);
+  if (scratch_free) {
+    e_.mov(scratch_a, HostReg{rax});
+  } else {
+    e_.mov(saved, rax);
+  }
+  e_.movzx16(rax, HostMem::in_cpu(l_.flags));
+  e_.add_al_7f();
+  e_.sahf();
+  if (scratch_free) {
+    e_.mov(HostReg{rax}, scratch_a);
+  } else {
+    e_.mov(HostReg{rax}, saved);
+  }
+  in_host_ = true;
+}
+
+// --- registers ---
+
+void BlockEmitter::begin_loans() {
+  for (const RegisterPlan::Loan& loan : plan_.all_loans()) {
+    e_.mov(l_.reg(loan.place), loan.place);
+    e_.mov(loan.place, l_.reg(loan.guest));
+  }
+}
+
+void BlockEmitter::end_loans() {
+  for (const RegisterPlan::Loan& loan : plan_.all_loans()) {
+    e_.mov(l_.reg(loan.guest), loan.place);
+    e_.mov(loan.place, l_.reg(loan.place));
+  }
+}
+
+// --- the block ---
+
+void BlockEmitter::emit() {
+  find_live_flags();
+  head();
+  for (unsigned i = 0; i < source_.size(); ++i) {
+    steps_[i].host_offset = static_cast<u16>(e_.size());
+    instruction(i);
+  }
+  if (!ended_) end_of_block();
+  for (unsigned i = 0; i < cold_count_; ++i) cold(cold_[i]);
+  t_.code = executable_;
+  t_.end = executable(e_.here());
+}
+
+void BlockEmitter::head() {
+  const bool wanted = live_before_[0] != 0;
+  if (wanted) keep_flags_now(scratch_b);
+  t_.entry_memory = executable(e_.here());
+  e_.sub32_imm(HostMem::in_cpu(l_.budget), t_.count);
+  add_cold(Cold::Kind::head, e_.jcc(Cond::s));
+  if (l_.far_exit_word != nullptr) {
+    e_.mov_imm(scratch_b, reinterpret_cast<u64>(l_.far_exit_word));
+    e_.cmp32_imm(HostMem::at(scratch_b), 0);
+  } else {
+    e_.cmp32_imm(HostMem::in_cpu(l_.exit_word), 0);
+  }
+  add_cold(Cold::Kind::head, e_.jcc(Cond::ne));
+  in_host_ = false;
+  in_memory_ = wanted;
+  begin_loans();
+}
+
+void BlockEmitter::instruction(unsigned i) {
+  const Source& s = source_[i];
+  if (s.copied) {
+    switch (s.decoded.op) {
+    case Op::nop:
+    case Op::endbr32:
+    case Op::endbr64:
+    case Op::prefetch:
+    case Op::prefetchw:
+    case Op::prefetchnta:
+    case Op::prefetcht0:
+    case Op::prefetcht1:
+    case Op::prefetcht2: return;
+    default: break;
+    }
+    const unsigned cold_before = cold_count_;
+    if (address_only(i) || stack(i) || control_flow(i) || vector(i) || copied(i)) {
+      for (unsigned c = cold_before; c < cold_count_; ++c) {
+        if (cold_[c].kind != Cold::Kind::slow) continue;
+        cold_[c].back = e_.here();
+        cold_[c].host_flags = in_host_;
+        cold_[c].level = live_vectors_;
+      }
+      return;
+    }
+  }
+  stepped(i);
+}
+
+void BlockEmitter::stepped(unsigned i) {
+  keep_flags();
+  end_loans();
+  e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(i)));
+  call_thunk(thunks_.step);
+  in_host_ = false;
+  in_memory_ = true;
+  steps_[i].native = t_.all_native = false;
+  live_vectors_ = 0;
+  if (source_[i].ends) {
+    ended_ = true; // the step does not come back
+    return;
+  }
+  begin_loans();
+}
+
+void BlockEmitter::aim_at_thunk(u8* field, const u8* thunk) {
+  if (e_.overflowed()) return;
+  const auto distance = static_cast<s32>(thunk - (executable(field) + 4));
+  std::memcpy(field, &distance, sizeof distance);
+}
+
+void BlockEmitter::call_thunk(const u8* thunk) {
+  e_.byte(0xe8);
+  u8* const field = e_.here();
+  e_.raw<u32>(0);
+  aim_at_thunk(field, thunk);
+}
+
+void BlockEmitter::end_of_block() {
+  const auto last = static_cast<unsigned>(source_.size()) - 1;
+  end_loans();
+  jump_to(next_ip(last));
+}
+
+// --- memory operands ---
+
+std::optional<BlockEmitter::Place> BlockEmitter::place_of(unsigned i) const {
+  const Decoded& d = source_[i].decoded;
+  if (d.vsib || d.address_bytes != 8 || d.disp_size == 64 || !roomy(d.displacement)) return std::nullopt;
+  Place p;
+  p.segment = d.segment;
+  if (d.base == reg_rip) {
+    p.constant = d.segment != Seg::fs && d.segment != Seg::gs;
+    if (!p.constant) return std::nullopt;
+    p.linear = next_ip(i) + static_cast<u64>(d.displacement);
+    return p;
+  }
+  if (d.base < 16) p.address.base = plan_.map[d.base];
+  if (d.index < 16) {
+    p.address.index = plan_.map[d.index];
+    p.address.scale = d.scale;
+  }
+  p.address.disp = static_cast<s32>(d.displacement);
+  return p;
+}
+
+BlockEmitter::Place BlockEmitter::stack_place(s32 displacement) const {
+  return {.address = HostMem::at(guest_rsp, displacement), .segment = Seg::ss};
+}
+
+bool BlockEmitter::lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out,
+                          u16 misaligned) {
+  const s32 tag = write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
+  constexpr s32 addend = offsetof(TlbEntry, addend);
+  if (p.constant) {
+    if ((p.linear & page_offset_mask) + size > page_size || (p.linear & misaligned) != 0) return false;
+    if (live_before_[i] != 0) keep_flags();
+    const auto at = static_cast<s32>(TlbTable::index(p.linear) * sizeof(TlbEntry));
+    const u64 page = page_of(p.linear);
+    e_.mov(scratch_b, HostMem::in_cpu(l_.tlb));
+    if (fits32(page)) {
+      e_.cmp_imm(HostMem::at(scratch_b, at + tag), static_cast<s32>(page));
+    } else {
+      e_.mov_imm(scratch_a, page);
+      e_.cmp(scratch_a, HostMem::at(scratch_b, at + tag));
+    }
+    add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+    host_flags_lost();
+    e_.mov(scratch_b, HostMem::at(scratch_b, at + addend));
+    if (fits32(p.linear)) {
+      out = HostMem::at(scratch_b, static_cast<s32>(p.linear));
+    } else {
+      e_.mov_imm(scratch_a, p.linear);
+      out = {.base = scratch_a, .index = scratch_b};
+    }
+    return true;
+  }
+
+  if (live_before_[i] != 0) keep_flags();
+  const bool based = p.segment == Seg::fs || p.segment == Seg::gs;
+  const HostMem base = HostMem::in_cpu(l_.segment_base[static_cast<unsigned>(p.segment)]);
+  // Per-CPU and thread-local variables have no register in their address.
+  const bool only_based = based && p.address.base == no_reg && p.address.index == no_reg;
+  if (only_based) {
+    e_.mov(scratch_b, base);
+    e_.lea(scratch_b, HostMem::at(scratch_b, p.address.disp));
+  } else {
+    e_.lea(scratch_b, p.address);
+    if (based) e_.add(scratch_b, base);
+  }
+  if (misaligned != 0) {
+    e_.test8_imm(scratch_b, static_cast<u8>(misaligned));
+    add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+  }
+  if (size == 1) {
+    e_.mov(scratch_a, scratch_b);
+  } else {
+    // The page of the last byte: an access across two never matches.
+    e_.lea(scratch_a, HostMem::at(scratch_b, static_cast<s32>(size) - 1));
+  }
+  static_assert(sizeof(TlbEntry) == 1u << (page_shift - 7));
+  e_.shr(scratch_b, 7);
+  e_.and32(scratch_b, (TlbTable::entries - 1) * sizeof(TlbEntry));
+  e_.add(scratch_b, HostMem::in_cpu(l_.tlb));
+  e_.and_(scratch_a, -s32{page_size});
+  e_.cmp(scratch_a, HostMem::at(scratch_b, tag));
+  add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+  host_flags_lost();
+  e_.mov(scratch_b, HostMem::at(scratch_b, addend));
+  if (p.address.index == no_reg && !based) {
+    out = p.address;
+    if (out.base == no_reg) {
+      out.base = scratch_b;
+    } else {
+      out.index = scratch_b;
+    }
+  } else if (only_based) {
+    e_.mov(scratch_a, base);
+    out = {.base = scratch_a, .index = scratch_b, .disp = p.address.disp};
+  } else {
+    e_.lea(scratch_a, p.address);
+    if (based) e_.add(scratch_a, base);
+    out = {.base = scratch_a, .index = scratch_b};
+  }
+  return true;
+}
+
+// --- instructions ---
+
+bool BlockEmitter::copied(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  const auto form = copy_form(d);
+  if (!form || !can_copy(d, *form, plan_.map, d.has_memory)) return false;
+  HostMem memory;
+  if (d.has_memory) {
+    const auto p = place_of(i);
+    if (!p || !lookup(*p, d.memory_bits / 8u, d.memory_written, i, memory)) return false;
+  }
+  const FlagUse& use = use_[i];
+  // Flags that it needs, or leaves as they are for somebody who does.
+  const bool needs = use.reads != 0 || (use.writes != 0 && (live_after_[i] & ~use.writes) != 0);
+  if (needs && !in_host_) fetch_flags(!d.has_memory || memory.base != scratch_a);
+  copy(e_, d, *form, plan_.map, d.has_memory ? &memory : nullptr);
+  if (use.writes != 0 || use.may_write) {
+    in_host_ = true;
+    in_memory_ = false;
+  }
+  return true;
+}
+
+void BlockEmitter::make_vectors_live(unsigned i, u8 level) {
+  if ((live_vectors_ & level) != 0) return;
+  if (live_before_[i] != 0) keep_flags();
+  host_flags_lost();
+  e_.test8_imm(HostMem::in_cpu(l_.vectors_live), level);
+  Cold& out = add_cold(Cold::Kind::vectors, e_.jcc(Cond::e));
+  out.index = static_cast<u16>(i);
+  out.level = level;
+  out.back = e_.here();
+  live_vectors_ |= level;
+}
+
+bool BlockEmitter::vector(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  const auto level = vector_level_of(d, source_[i].insn);
+  if (!level || !can_copy_vector(d, plan_.map)) return false;
+  HostMem memory;
+  if (d.has_memory) {
+    const VectorPlan& plan = *source_[i].insn.plan;
+    const auto p = place_of(i);
+    const u16 misaligned = plan.align_mask;
+    // What would refuse the operand has to be known before anything is written.
+    if (!p || (p->constant && ((p->linear & page_offset_mask) + plan.memory_bytes > page_size ||
+                               (p->linear & misaligned) != 0)))
+      return false;
+    make_vectors_live(i, *level);
+    static_cast<void>(lookup(*p, plan.memory_bytes, d.memory_written, i, memory, misaligned));
+  } else {
+    make_vectors_live(i, *level);
+  }
+  copy_vector(e_, d, plan_.map, d.has_memory ? &memory : nullptr);
+  if (use_[i].writes != 0) {
+    in_host_ = true;
+    in_memory_ = false;
+  }
+  return true;
+}
+
+bool BlockEmitter::address_only(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  if (d.op != Op::lea) return false;
+  const unsigned bits = d.operand[0].bits;
+  const HostReg to = plan_.map[d.operand[0].reg >> 3];
+  const auto p = place_of(i);
+  // A segment changes nothing.
+  if (bits == 16 || to == no_reg || !p) return false;
+  if (p->constant) {
+    e_.mov_imm(to, bits == 32 ? static_cast<u32>(p->linear) : p->linear);
+  } else if (bits == 32) {
+    e_.lea32(to, p->address);
+  } else {
+    e_.lea(to, p->address);
+  }
+  return true;
+}
+
+bool BlockEmitter::stack(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  const Operand& o = d.operand[0];
+  HostMem at;
+  switch (d.op) {
+  case Op::push: {
+    if (d.operand_bytes != 8 || (!is_imm(o) && !(is_gpr(o) && o.bits == 64))) return false;
+    const HostReg from = is_gpr(o) ? plan_.map[o.reg >> 3] : no_reg;
+    if (!lookup(stack_place(-8), 8, true, i, at)) return false;
+    if (is_gpr(o)) {
+      e_.mov(at, from);
+    } else {
+      e_.op_rm(true, 0xc7, 0, at);
+      e_.raw<s32>(static_cast<s32>(o.value));
+    }
+    e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
+    return true;
+  }
+  case Op::pop: {
+    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64 || o.reg == rsp * 8) return false;
+    if (!lookup(stack_place(0), 8, false, i, at)) return false;
+    e_.mov(plan_.map[o.reg >> 3], at);
+    e_.lea(guest_rsp, HostMem::at(guest_rsp, 8));
+    return true;
+  }
+  case Op::leave:
+    if (d.operand_bytes != 8) return false;
+    if (!lookup({.address = HostMem::at(rbp), .segment = Seg::ss}, 8, false, i, at)) return false;
+    e_.mov(scratch_a, at);
+    e_.lea(guest_rsp, HostMem::at(rbp, 8));
+    e_.mov(HostReg{rbp}, scratch_a);
+    return true;
+  default: return false;
+  }
+}
+
+// --- jumps ---
+
+bool BlockEmitter::control_flow(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  const Operand& o = d.operand[0];
+  const u64 target = next_ip(i) + o.value;
+  HostMem at;
+  switch (d.op) {
+  case Op::jcc:
+    if (!is_imm(o) || d.operand_bytes != 8) return false;
+    end_loans();
+    if (!in_host_) fetch_flags(true);
+    jump_when(static_cast<Cond>(d.condition), target);
+    jump_to(next_ip(i));
+    break;
+  case Op::jmp:
+    if (d.operand_bytes != 8) return false;
+    if (is_imm(o)) {
+      end_loans();
+      jump_to(target);
+      break;
+    }
+    if (is_gpr(o)) {
+      keep_flags();
+      e_.mov(scratch_a, plan_.map[o.reg >> 3]);
+    } else {
+      const auto p = place_of(i);
+      if (o.kind != Operand::Kind::mem || d.memory_bits != 64 || !p || !lookup(*p, 8, false, i, at))
+        return false;
+      e_.mov(scratch_a, at);
+    }
+    end_loans();
+    jump_indirect(i, 0);
+    break;
+  case Op::call: {
+    if (d.operand_bytes != 8 || (o.kind == Operand::Kind::mem && d.memory_bits != 64)) return false;
+    if (o.kind == Operand::Kind::mem) {
+      const auto p = place_of(i);
+      if (!p || !lookup(*p, 8, false, i, at)) return false;
+      e_.mov(scratch_a, at);
+      e_.mov(HostMem::in_cpu(l_.target), scratch_a);
+    } else if (!is_imm(o) && !is_gpr(o)) {
+      return false;
+    }
+    static_cast<void>(lookup(stack_place(-8), 8, true, i, at));
+    const u64 back = next_ip(i);
+    if (fits32(back)) {
+      e_.op_rm(true, 0xc7, 0, at);
+      e_.raw<s32>(static_cast<s32>(back));
+    } else {
+      e_.mov_imm(scratch_a, back);
+      e_.mov(at, scratch_a);
+    }
+    if (is_imm(o)) {
+      e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
+      end_loans();
+      jump_to(target);
+      break;
+    }
+    if (is_gpr(o)) {
+      e_.mov(scratch_a, plan_.map[o.reg >> 3]);
+    } else {
+      e_.mov(scratch_a, HostMem::in_cpu(l_.target));
+    }
+    e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
+    end_loans();
+    jump_indirect(i, -8);
+    break;
+  }
+  case Op::ret: {
+    const u64 more = is_imm(o) ? o.value : 0;
+    const bool near = (d.opcode & 0xfe) == 0xc2;
+    if (!near || d.operand_bytes != 8 || more > 64) return false;
+    if (!lookup(stack_place(0), 8, false, i, at)) return false;
+    e_.mov(scratch_a, at);
+    e_.lea(guest_rsp, HostMem::at(guest_rsp, static_cast<s32>(8 + more)));
+    end_loans();
+    jump_indirect(i, static_cast<s8>(8 + more));
+    break;
+  }
+  default: return false;
+  }
+  ended_ = true;
+  return true;
+}
+
+void BlockEmitter::jump_when(Cond c, u64 target) {
+  Cold& out = add_cold(same_page(target) ? Cold::Kind::link : Cold::Kind::jump, e_.jcc(c));
+  out.target = target;
+  out.host_flags = !in_memory_;
+}
+
+void BlockEmitter::jump_to(u64 target) {
+  if (same_page(target)) {
+    Cold& out = add_cold(Cold::Kind::link, e_.jmp());
+    out.target = target;
+    out.host_flags = in_host_ && !in_memory_;
+  } else {
+    keep_flags();
+    probe_constant(target);
+  }
+}
+
+void BlockEmitter::probe_constant(u64 target) {
+  const auto slot = static_cast<s32>(JumpTable::index(target) * sizeof(JumpEntry));
+  e_.mov(scratch_b, HostMem::in_cpu(l_.jumps));
+  e_.mov_imm(scratch_a, target);
+  e_.cmp(scratch_a, HostMem::at(scratch_b, slot + s32{offsetof(JumpEntry, target)}));
+  u8* const miss = e_.jcc(Cond::ne);
+  e_.jmp(HostMem::at(scratch_b, slot + s32{offsetof(JumpEntry, code)}));
+  e_.aim_here(miss);
+  e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::jump, target)));
+  aim_at_thunk(e_.jmp(), thunks_.leave);
+}
+
+void BlockEmitter::jump_indirect(unsigned i, s8 pushed) {
+  e_.mov(scratch_b, scratch_a);
+  static_assert(sizeof(JumpEntry) == 16);
+  e_.shr(scratch_b, 7);
+  e_.xor32(scratch_b, scratch_a);
+  e_.and32(scratch_b, JumpTable::entries - 1);
+  e_.shl(scratch_b, 4);
+  e_.add(scratch_b, HostMem::in_cpu(l_.jumps));
+  e_.cmp(scratch_a, HostMem::at(scratch_b, offsetof(JumpEntry, target)));
+  Cold& out = add_cold(Cold::Kind::miss, e_.jcc(Cond::ne));
+  out.index = static_cast<u16>(i);
+  out.pushed = pushed;
+  e_.jmp(HostMem::at(scratch_b, offsetof(JumpEntry, code)));
+}
+
+// --- what is out of the way ---
+
+void BlockEmitter::cold(const Cold& c) {
+  e_.aim_here(c.from);
+  switch (c.kind) {
+  case Cold::Kind::head:
+    e_.add32_imm(HostMem::in_cpu(l_.budget), t_.count);
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::head, t_.linear)));
+    aim_at_thunk(e_.jmp(), thunks_.leave);
+    break;
+  case Cold::Kind::slow: {
+    end_loans();
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(c.index)));
+    call_thunk(thunks_.step);
+    if (source_[c.index].ends) break; // a step that ends the block does not come back
+    begin_loans();
+    if (c.level != 0) call_thunk(thunks_.load_vectors); // the step has put them away
+    if (c.host_flags) fetch_flags(true);
+    if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.back);
+    break;
+  }
+  case Cold::Kind::vectors: {
+    e_.test8_imm(HostMem::in_cpu(l_.vectors_usable), c.level);
+    u8* const refused = e_.jcc(Cond::e);
+    call_thunk(thunks_.load_vectors);
+    if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.back);
+    e_.aim_here(refused);
+    e_.add32_imm(HostMem::in_cpu(l_.budget), t_.count - c.index);
+    end_loans();
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::interpret, steps_[c.index].ip)));
+    aim_at_thunk(e_.jmp(), thunks_.leave);
+    break;
+  }
+  case Cold::Kind::link: {
+    Exit* const x = make_exit(Exit::Kind::link, c.target);
+    x->flags_in_memory = !c.host_flags;
+    x->field = c.from;
+    x->executable_field = executable(c.from);
+    if (c.host_flags) keep_flags_now(scratch_b);
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(x));
+    aim_at_thunk(e_.jmp(), thunks_.leave);
+    break;
+  }
+  case Cold::Kind::jump:
+    if (c.host_flags) keep_flags_now(scratch_b);
+    probe_constant(c.target);
+    break;
+  case Cold::Kind::miss: {
+    e_.mov(l_.reg(reg_rip), scratch_a);
+    Exit* const x = make_exit(Exit::Kind::indirect, 0);
+    x->step = step_address(c.index);
+    x->pushed = c.pushed;
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(x));
+    aim_at_thunk(e_.jmp(), thunks_.leave);
+    break;
+  }
+  }
+}
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's code of one block.
+#pragma once
+
+#include "x86/jit/flag_use.h"
+#include "x86/jit/register_plan.h"
+
+#include <array>
+#include <optional>
+
+namespace ring3::x86::jit {
+
+class BlockEmitter {
+ public:
+  static constexpr unsigned max_insns = 48;
+
+  // `executable`: where the emitter's first byte will run. `steps`: one for each instruction, filled but for
+  // what the emitter finds out. Exits are made in `memory`.
+  BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunks, const Layout& layout,
+               const RegisterPlan& plan, std::span<const Source> source, TranslatedBlock& t, StepSite* steps,
+               std::pmr::memory_resource& memory);
+
+  void emit();
+
+ private:
+  // Code out of the way, for what seldom happens.
+  struct Cold {
+    enum class Kind : u8 { head, slow, link, jump, miss, vectors };
+    Kind kind;
+    u8* from = nullptr; // the rel32 that leads here
+    u8* back = nullptr; // slow: where the block goes on
+    u16 index = 0;      // slow: the instruction
+    bool host_flags =
+        false;      // slow: the block goes on with the flags in the host's; link, jump: they are there only
+    u64 target = 0; // link, jump
+    s8 pushed = 0;  // miss
+    u8 level = 0;   // vectors: that are not live; slow: that have to be live again
+  };
+
+  // A memory operand as addresses are computed for it.
+  struct Place {
+    HostMem address; // before the segment's base
+    Seg segment = Seg::ds;
+    bool constant = false; // `linear` it is
+    u64 linear = 0;
+  };
+
+  void head();
+  void find_live_flags();
+  void instruction(unsigned i);
+  bool copied(unsigned i);
+  bool vector(unsigned i);
+  void make_vectors_live(unsigned i, u8 level);
+  bool stack(unsigned i);
+  bool address_only(unsigned i);
+  bool control_flow(unsigned i);
+  void stepped(unsigned i);
+  void end_of_block();
+  void cold(const Cold& c);
+
+  std::optional<Place> place_of(unsigned i) const;
+  Place stack_place(s32 displacement) const;
+  // The TLB lookup: what to access instead. False: it can only be stepped, and nothing was written.
+  // `misaligned`: address bits that have to be 0.
+  bool lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
+
+  void jump_to(u64 target);
+  void jump_when(Cond c, u64 target);
+  // To the address in scratch_a, with the flags in memory and registers as between blocks.
+  void jump_indirect(unsigned i, s8 pushed);
+  void probe_constant(u64 target);
+
+  // --- where the guest's arithmetic flags are ---
+  void keep_flags(); // into memory, if anybody wants them
+  void keep_flags_now(HostReg temporary);
+  void fetch_flags(bool scratch_free); // into the host's
+  void host_flags_lost() { in_host_ = false; }
+
+  void begin_loans();
+  void end_loans();
+
+  const u8* executable(const u8* at) const { return executable_ + (at - e_.begin()); }
+  u64 next_ip(unsigned i) const { return steps_[i].ip + source_[i].insn.len; }
+  bool same_page(u64 target) const { return (target ^ t_.linear) < 4096; }
+  void aim_at_thunk(u8* field, const u8* thunk);
+  void call_thunk(const u8* thunk);
+  Exit* make_exit(Exit::Kind kind, u64 target);
+  const StepSite* step_address(unsigned i) const { return &steps_[i]; }
+
+  Emitter& e_;
+  const u8* const executable_;
+  const Thunks& thunks_;
+  const Layout& l_;
+  const RegisterPlan& plan_;
+  const std::span<const Source> source_;
+  TranslatedBlock& t_;
+  StepSite* const steps_;
+  std::pmr::memory_resource& memory_;
+
+  std::array<FlagUse, max_insns> use_;
+  std::array<u64, max_insns> live_before_;
+  std::array<u64, max_insns> live_after_;
+  bool in_host_ = false, in_memory_ = false; // neither: nobody will ask for them
+  bool ended_ = false;                       // by a jump
+  u8 live_vectors_ = 0;                      // levels that are known to be
+  static constexpr unsigned max_cold = 5 * max_insns + 4;
+  std::array<Cold, max_cold> cold_;
+  unsigned cold_count_ = 0;
+  Cold& add_cold(Cold::Kind kind, u8* from);
+};
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// Writes host instructions: the few forms that the translator adds around the guest's own. Bytes go to one
+// mapping of the code cache, and run in another; distances between them are the same in both.
+#pragma once
+
+#include "base/bits.h"
+#include "x86/cpu/state.h"
+#include "x86/jit/host_memory.h"
+
+#include <cstring>
+#include <span>
+
+namespace ring3::x86::jit {
+
+// Condition codes as encoded in Jcc (SDM vol. 2, table B-10).
+enum class Cond : u8 { o, no, b, nb, e, ne, be, nbe, s, ns, p, np, l, nl, le, nle };
+
+class Emitter {
+ public:
+  explicit Emitter(std::span<u8> room) : begin_(room.data()), at_(room.data()), end_(begin_ + room.size()) {}
+
+  u8* here() const { return at_; }
+  u8* begin() const { return begin_; }
+  std::size_t size() const { return static_cast<std::size_t>(at_ - begin_); }
+  // Something did not fit: what was written is of no use.
+  bool overflowed() const { return overflowed_; }
+
+  void byte(u8 b) {
+    if (at_ == end_) {
+      overflowed_ = true;
+      return;
+    }
+    *at_++ = b;
+  }
+  void bytes(std::span<const u8> all) {
+    for (const u8 b : all) byte(b);
+  }
+  template <class T> void raw(T v) {
+    u8 b[sizeof(T)];
+    std::memcpy(b, &v, sizeof(T));
+    bytes(b);
+  }
+
+  // ModRM, SIB and displacement for a register field of 3 bits; REX bits are the caller's.
+  // `no_byte`: the displacement, if there is one, takes four bytes.
+  void modrm(u8 reg, const HostMem& m, bool no_byte = false);
+  void modrm(u8 reg, HostReg rm) { byte(static_cast<u8>(0xc0 | (reg & 7) << 3 | (rm & 7))); }
+  // The REX prefix for these operands, if one is needed.
+  void rex(bool wide, u8 reg, const HostMem& m, bool force = false);
+  void rex(bool wide, u8 reg, HostReg rm, bool force = false);
+
+  // --- moves; 64 bits unless the name says otherwise ---
+  void mov(HostReg to, HostReg from) { op_rr(0x8b, to, from); }
+  void mov(HostReg to, const HostMem& from) { op_rm(true, 0x8b, to, from); }
+  void mov(const HostMem& to, HostReg from) { op_rm(true, 0x89, from, to); }
+  void mov32(HostReg to, const HostMem& from) { op_rm(false, 0x8b, to, from); }
+  void mov16(const HostMem& to, HostReg from) {
+    byte_prefix(to, 0x66);
+    op_rm_after_prefix(false, 0x89, from, to);
+  }
+  void movzx16(HostReg to, const HostMem& from);
+  // The shortest form; keeps the flags.
+  void mov_imm(HostReg to, u64 value);
+  void lea(HostReg to, const HostMem& from) { op_rm(true, 0x8d, to, from); }
+  void lea32(HostReg to, const HostMem& from) { op_rm(false, 0x8d, to, from); }
+
+  // --- arithmetic ---
+  void shr(HostReg r, u8 count) { shift(5, r, count); }
+  void shl(HostReg r, u8 count) { shift(4, r, count); }
+  void and32(HostReg r, u32 value) { alu_imm(false, 4, r, static_cast<s32>(value)); }
+  void and_(HostReg r, s32 value) { alu_imm(true, 4, r, value); }
+  void add(HostReg r, const HostMem& m) { op_rm(true, 0x03, r, m); }
+  void xor32(HostReg to, HostReg from) { op_rr32(0x33, to, from); }
+  void cmp(HostReg r, const HostMem& m) { op_rm(true, 0x3b, r, m); }
+  void cmp_imm(const HostMem& m, s32 value) { mem_imm(true, 7, m, value); }
+  void cmp32_imm(const HostMem& m, s32 value) { mem_imm(false, 7, m, value); }
+  void sub32_imm(const HostMem& m, s32 value) { mem_imm(false, 5, m, value); }
+  void add32_imm(const HostMem& m, s32 value) { mem_imm(false, 0, m, value); }
+  void test32(HostReg a, HostReg b) { op_rr32(0x85, a, b); }
+
+  void test8_imm(const HostMem& m, u8 value) {
+    op_rm(false, 0xf6, 0, m);
+    byte(value);
+  }
+  void test8_imm(HostReg r, u8 value) {
+    rex(false, 0, r, true);
+    byte(0xf6);
+    modrm(0, r);
+    byte(value);
+  }
+  void mov8_imm(const HostMem& m, u8 value) {
+    op_rm(false, 0xc6, 0, m);
+    byte(value);
+  }
+  void mov8(const HostMem& to, HostReg from) { // R8 to R15
+    op_rm(false, 0x88, from, to);
+  }
+  void movzx8(HostReg to, const HostMem& from) {
+    if (from.gs) byte(0x65);
+    rex(false, to, from);
+    bytes_of(0x0f, 0xb6);
+    modrm(to, from);
+  }
+  void load_host_mxcsr(const HostMem& m) {
+    if (m.gs) byte(0x65);
+    rex(false, 2, m);
+    bytes_of(0x0f, 0xae);
+    modrm(2, m);
+  }
+
+  // --- flags; see oszapc ---
+  void lahf() { byte(0x9f); }
+  void sahf() { byte(0x9e); }
+  void seto_al() { bytes_of(0x0f, 0x90, 0xc0); }
+  void add_al_7f() { bytes_of(0x04, 0x7f); }
+
+  // --- control ---
+  // The rel32 to be aimed later is at the address returned.
+  u8* jcc(Cond c) {
+    bytes_of(0x0f, static_cast<u8>(0x80 | static_cast<u8>(c)));
+    return rel32();
+  }
+  u8* jmp() {
+    byte(0xe9);
+    return rel32();
+  }
+  void jmp_to(const u8* target) { aim(jmp(), target); }
+  void call_to(const u8* target) {
+    byte(0xe8);
+    aim(rel32(), target);
+  }
+  void jmp(const HostMem& m) { op_rm(false, 0xff, 4, m); }
+  void jmp(HostReg r) {
+    rex(false, 0, r);
+    byte(0xff);
+    modrm(4, r);
+  }
+  void call(HostReg r) {
+    rex(false, 0, r);
+    byte(0xff);
+    modrm(2, r);
+  }
+  void ret() { byte(0xc3); }
+  void push(HostReg r) {
+    rex(false, 0, r);
+    byte(static_cast<u8>(0x50 | (r & 7)));
+  }
+  void pop(HostReg r) {
+    rex(false, 0, r);
+    byte(static_cast<u8>(0x58 | (r & 7)));
+  }
+  void lea_rsp(s8 displacement) { // ADD without flags
+    bytes_of(0x48, 0x8d, 0x64, 0x24, static_cast<u8>(displacement));
+  }
+
+  // Aims a rel32 at a place in the same mapping.
+  static void aim(u8* field, const u8* target) {
+    const auto distance = static_cast<s32>(target - (field + 4));
+    std::memcpy(field, &distance, sizeof distance);
+  }
+  void aim_here(u8* field) const {
+    if (!overflowed_) aim(field, at_);
+  }
+
+  void op_rm(bool wide, u8 opcode, u8 reg, const HostMem& m) {
+    if (m.gs) byte(0x65);
+    op_rm_after_prefix(wide, opcode, reg, m);
+  }
+
+ private:
+  template <class... B> void bytes_of(B... b) { (byte(static_cast<u8>(b)), ...); }
+  void byte_prefix(const HostMem& m, u8 prefix) {
+    if (m.gs) byte(0x65);
+    byte(prefix);
+  }
+  void op_rm_after_prefix(bool wide, u8 opcode, u8 reg, const HostMem& m) {
+    rex(wide, reg, m);
+    byte(opcode);
+    modrm(reg, m);
+  }
+  void op_rr(u8 opcode, HostReg reg, HostReg rm) {
+    rex(true, reg, rm);
+    byte(opcode);
+    modrm(reg, rm);
+  }
+  void op_rr32(u8 opcode, HostReg reg, HostReg rm) {
+    rex(false, reg, rm);
+    byte(opcode);
+    modrm(reg, rm);
+  }
+  void shift(u8 digit, HostReg r, u8 count);
+  void alu_imm(bool wide, u8 digit, HostReg r, s32 value);
+  void mem_imm(bool wide, u8 digit, const HostMem& m, s32 value);
+  u8* rel32() {
+    u8* const field = at_;
+    raw<u32>(0);
+    return overflowed_ ? begin_ : field; // somewhere that may be written
+  }
+
+  u8* const begin_;
+  u8* at_;
+  u8* const end_;
+  bool overflowed_ = false;
+};
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/jit/jit.h"
+
+#include "x86/decode/decoded.h"
+#include "x86/interp/bind.h"
+#include "x86/interp/vector_plan.h"
+#include "x86/jit/block_emitter.h"
+#include "x86/jit/lockstep.h"
+#include "x86/jit/vector_copy.h"
+
+#include <algorithm>
+#include <array>
+#include <asm/prctl.h>
+#include <cstring>
+#include <limits>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace ring3::x86::jit {
+
+namespace {
+
+constexpr u8 hot = 12; // times that code is interpreted first
+
+std::size_t hash(u64 linear, const std::byte* host, unsigned bits) {
+  const u64 key = reinterpret_cast<u64>(host) ^ linear * 0x9e3779b97f4a7c15ULL;
+  return key * 0xd6e8feb86659fd93ULL >> (64 - bits);
+}
+
+// The GS base of this thread. The C library does not use it, but the program may.
+bool has_gs_instructions() {
+  constexpr u64 fsgsbase = 2; // HWCAP2_FSGSBASE
+  return (::getauxval(AT_HWCAP2) & fsgsbase) != 0;
+}
+[[gnu::target("fsgsbase")]] u64 read_gs_base_fast() { return __builtin_ia32_rdgsbase64(); }
+[[gnu::target("fsgsbase")]] void write_gs_base_fast(u64 value) { __builtin_ia32_wrgsbase64(value); }
+u64 read_gs_base() {
+  static const bool fast = has_gs_instructions();
+  if (fast) return read_gs_base_fast();
+  u64 value = 0;
+  ::syscall(SYS_arch_prctl, ARCH_GET_GS, &value);
+  return value;
+}
+void write_gs_base(u64 value) {
+  static const bool fast = has_gs_instructions();
+  if (fast) {
+    write_gs_base_fast(value);
+  } else {
+    ::syscall(SYS_arch_prctl, ARCH_SET_GS, value);
+  }
+}
+
+template <class F> bool each_line(u32 lines, F&& holds) {
+  for (; lines != 0; lines &= lines - 1) {
+    if (!holds(static_cast<u64>(std::countr_zero(lines)) * 128)) return false;
+  }
+  return true;
+}
+
+// Some instructions become others where CPUID does not have them; their handlers know.
+bool is_what_it_says(const Decoded& d, const CpuidTable& cpuid) {
+  if (d.op == Op::tzcnt) return cpuid.has(feature::bmi1);
+  if (d.op == Op::lzcnt) return cpuid.has(feature::abm);
+  return true;
+}
+
+} // namespace
+
+Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::move(code_cache)) {
+  const auto from_gs = [&](const void* member) {
+    return static_cast<s32>(reinterpret_cast<s64>(member) - reinterpret_cast<s64>(&cpu));
+  };
+  layout.regs = from_gs(cpu.state.regs);
+  layout.flags = from_gs(&cpu.state.flags);
+  // That belongs to somebody else.
+  layout.exit_word = from_gs(&cpu.exit_word);
+  if (reinterpret_cast<s64>(&cpu.exit_word) - reinterpret_cast<s64>(&cpu) != layout.exit_word)
+    layout.far_exit_word = &cpu.exit_word;
+  layout.tlb = from_gs(&cpu.tlb_);
+  for (unsigned i = 0; i < seg_count; ++i) layout.segment_base[i] = from_gs(&cpu.segment_base_[i]);
+  layout.budget = from_gs(&cpu.translation_.budget);
+  layout.saved_rax = from_gs(&cpu.translation_.saved_rax);
+  layout.jumps = from_gs(&cpu.translation_.jumps);
+  layout.target = from_gs(&cpu.translation_.target);
+  layout.vectors_usable = from_gs(&cpu.translation_.vectors_usable);
+  layout.vectors_live = from_gs(&cpu.translation_.vectors_live);
+  layout.host_mxcsr = from_gs(&cpu.translation_.host_mxcsr);
+
+  const std::span<u8> room = cache->room();
+  Emitter e(room);
+  thunks = emit_thunks(e, cache->executable(room.data()), layout, &cpu, step);
+  thunk_bytes = (e.size() + 63) & ~std::size_t{63};
+}
+
+Jit::Jit(Cpu& cpu, bool checked)
+    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr) {}
+
+Jit::~Jit() = default;
+
+void Jit::forget_code() { flush_wanted_ = true; }
+
+void Jit::flush() {
+  flush_wanted_ = false;
+  std::ranges::fill(store_->table, nullptr);
+  std::ranges::fill(store_->pages, nullptr);
+  store_->in_order.clear();
+  store_->memory.release();
+  store_->cache->rewind(store_->thunk_bytes);
+  for (JumpTable& t : store_->jumps) t.clear();
+  pending_ = nullptr;
+  ++statistics_.flushes;
+}
+
+// --- finding translations ---
+
+void Jit::refresh_jumps() {
+  const u64 changes = cpu_.mmu.code_watch().changes();
+  const void* const context = &cpu_.mmu.table(TlbMode::user); // stands for the PCID
+  const bool moved = mmu_generation_ != cpu_.mmu.generation() || mmu_context_ != context;
+  if (moved) {
+    mmu_context_ = context;
+    mmu_generation_ = cpu_.mmu.generation();
+    for (auto& pages : store_->code) pages.fill({});
+  }
+  if (moved || code_changes_ != changes || epoch_ != cpu_.code_epoch) {
+    code_changes_ = changes;
+    epoch_ = cpu_.code_epoch;
+    for (JumpTable& t : store_->jumps) t.clear();
+    pending_ = nullptr;
+  }
+  cpu_.translation_.jumps = store_->jumps[ring()].entry.data();
+}
+
+const Jit::Store::CodeEntry* Jit::code_page(u64 rip) {
+  const u64 page = GuestVirt{rip}.page().value;
+  Store::CodeEntry& e = store_->code[ring()][rip >> page_shift & (Store::code_entries - 1)];
+  if (e.linear == page) return &e;
+  if (!cpu_.canonical(rip)) return nullptr;
+  Translation t;
+  Fault fault;
+  if (!cpu_.mmu.walk(GuestVirt{page}, Access::fetch, ring() != 0, false, t, fault)) {
+    static_cast<void>(cpu_.mmu.lost_page());
+    return nullptr;
+  }
+  const Backing b = cpu_.platform.claims_page(t.pa) ? Backing{} : cpu_.mmu.backing(t.pa);
+  if (b.host == nullptr) return nullptr;
+  e = {page, b.host, t.pa};
+  return &e;
+}
+
+bool Jit::valid(TranslatedPage& page) {
+  const u32 version = page.watch->version.load(std::memory_order_acquire);
+  if (page.version == version) {
+    if (page.epoch == cpu_.code_epoch) return true;
+    if (each_line(page.lines, [&](u64 at) { return equals_guest(&page.copy[at], page.host + at, 128); })) {
+      page.epoch = cpu_.code_epoch; // not before: the memory may not be there
+      return true;
+    }
+  }
+  ++page.incarnation;
+  page.version = version;
+  page.epoch = cpu_.code_epoch;
+  page.lines = 0;
+  return false;
+}
+
+TranslatedBlock* Jit::known(u64 linear, const std::byte* host) {
+  TranslatedBlock** link = &store_->table[hash(linear, host, Store::table_bits)];
+  while (TranslatedBlock* const t = *link) {
+    const bool stale = t->incarnation != t->page->incarnation;
+    if (!stale && (t->linear != linear || t->host != host)) {
+      link = &t->next;
+      continue;
+    }
+    if (!stale && valid(*t->page)) return t;
+    *link = t->next;
+  }
+  return nullptr;
+}
+
+TranslatedBlock* Jit::find() {
+  if (flush_wanted_) flush();
+  refresh_jumps();
+  const u64 rip = cpu_.state.rip();
+  const Store::CodeEntry* const code = code_page(rip);
+  if (code == nullptr) return nullptr;
+  const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
+  if (TranslatedBlock* const t = known(rip, host)) return t;
+  u8& heat = store_->heat[hash(rip, host, Store::table_bits)];
+  if (heat < hot && !lockstep_) {
+    ++heat;
+    return nullptr;
+  }
+  heat = 0; // for the next time, should there be nothing to translate
+  return translate(rip, *code);
+}
+
+TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* watch) {
+  TranslatedPage*& bucket = store_->pages[hash(linear, host, Store::page_bits)];
+  for (TranslatedPage* p = bucket; p != nullptr; p = p->next) {
+    if (p->linear == linear && p->host == host && p->watch == watch) return p;
+  }
+  auto* const p =
+      new (store_->memory.allocate(sizeof(TranslatedPage), alignof(TranslatedPage))) TranslatedPage;
+  p->linear = linear;
+  p->host = host;
+  p->watch = watch;
+  p->version = watch->version.load(std::memory_order_acquire);
+  p->epoch = cpu_.code_epoch;
+  p->next = bucket;
+  bucket = p;
+  return p;
+}
+
+TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
+  const u64 offset = linear & page_offset_mask;
+  const std::byte* const host = code.host + offset;
+  const GuestPhys physical = code.physical + offset;
+  kvm::CodePage* const watch = cpu_.mmu.code_watch().page(physical);
+  if (watch == nullptr) return nullptr;
+
+  TranslatedPage* const page = page_of(linear - offset, host - offset, watch);
+  static_cast<void>(valid(*page));
+  std::array<u8, page_size> bytes;
+  const u64 available = std::min<u64>(page_size - offset, u64{15} * BlockEmitter::max_insns);
+  copy_guest(bytes.data(), host, available);
+  unsigned count = 0;
+  u64 used = 0;
+  bool ends = false;
+  while (count < BlockEmitter::max_insns && !ends) {
+    Source& s = store_->sources[count];
+    if (decode(bytes.data() + used, available - used, 64, s.decoded) != DecodeStatus::ok) break;
+    bind(s.decoded, cpu_.cpuid, s.insn, ends);
+    s.ends = ends;
+    s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpu_.cpuid);
+    used += s.insn.len;
+    ++count;
+  }
+  if (count == 0) return nullptr;
+
+  cpu_.watch_code(*watch, physical, host, used);
+  // What changed before it was watched would go unnoticed for ever.
+  if (!equals_guest(bytes.data(), host, used)) return nullptr;
+  const u32 lines = kvm::CodePage::lines_of(offset, used);
+  const bool agrees = each_line(lines & page->lines,
+                                [&](u64 at) { return equals_guest(&page->copy[at], page->host + at, 128); });
+  if (!agrees) {
+    ++page->incarnation;
+    page->lines = 0;
+    for (JumpTable& j : store_->jumps) j.clear();
+  }
+  each_line(lines & ~page->lines, [&](u64 at) {
+    copy_guest(&page->copy[at], page->host + at, 128);
+    return true;
+  });
+  page->lines |= lines;
+
+  Translator translator(*store_->cache, store_->memory, store_->thunks, store_->layout);
+  const BlockPlace place{linear, host, page};
+  TranslatedBlock* made = translator.translate(place, {store_->sources.data(), count});
+  if (made != nullptr && lockstep_ && !made->all_native) {
+    // Only blocks that are host code throughout can be run twice.
+    unsigned native = 0;
+    while (made->steps[native].native) ++native;
+    if (native == 0) return nullptr;
+    made = translator.translate(place, {store_->sources.data(), native});
+  }
+  if (made == nullptr) {
+    flush();
+    return nullptr;
+  }
+  TranslatedBlock*& bucket = store_->table[hash(linear, host, Store::table_bits)];
+  made->next = bucket;
+  bucket = made;
+  store_->in_order.push_back(made);
+  ++statistics_.translations;
+  statistics_.translated_insns += made->count;
+  statistics_.code_bytes = store_->cache->used();
+  return made;
+}
+
+// --- running them ---
+
+void Jit::follow(const Exit& x, TranslatedBlock& to) {
+  if (x.kind == Exit::Kind::link) {
+    if (x.target != to.linear || x.of->page != to.page || x.of->incarnation != to.incarnation) return;
+    const u8* const target = x.flags_in_memory ? to.entry_memory : to.code;
+    const auto distance = static_cast<s32>(target - (x.executable_field + 4));
+    std::memcpy(x.field, &distance, sizeof distance);
+    return;
+  }
+  store_->jumps[ring()].put(to.linear, to.entry_memory);
+}
+
+u64 Jit::step(Cpu* cpu, const StepSite* s) {
+  auto& jit = static_cast<Jit&>(*cpu->executor_);
+  ++jit.statistics_.stepped;
+  cpu->insn_start_ = s->ip;
+  cpu->state.regs[reg_rip] = s->ip + s->insn.len;
+  const Step result = s->insn.handler(*cpu, s->insn);
+  if (result == Step::next && !s->ends && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
+      cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
+    if (!s->native) cpu->translation_.vectors_usable = jit.usable_vectors();
+    return 0;
+  }
+  jit.stepped_ = s;
+  jit.step_result_ = result;
+  const int executed = s->index + (result == Step::abort ? 0 : 1);
+  cpu->translation_.budget += s->of->count - executed;
+  return 1;
+}
+
+bool Jit::settle(const StepSite& s) {
+  if (step_result_ != Step::abort) return !cpu_.exit_pending;
+  if (!cpu_.rip_committed_) cpu_.state.regs[reg_rip] = s.ip;
+  cpu_.rip_committed_ = false;
+  return cpu_.settle_abort();
+}
+
+bool Jit::execute(TranslatedBlock& t) {
+  ++statistics_.entries;
+  const u64 left = cpu_.poll_at - cpu_.instructions;
+  entry_budget_ = static_cast<s32>(std::min<u64>(left, std::numeric_limits<s32>::max()));
+  cpu_.translation_.budget = entry_budget_;
+  cpu_.translation_.vectors_usable = usable_vectors();
+  const Exit* const x = store_->thunks.enter(&cpu_, t.entry_memory);
+  cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget);
+  pending_ = x;
+  if (x == nullptr) return settle(*stepped_);
+  switch (x->kind) {
+  case Exit::Kind::head:
+    cpu_.state.regs[reg_rip] = x->target;
+    if (cpu_.exit_word.load(std::memory_order_relaxed) == 0) cpu_.poll_at = cpu_.instructions;
+    pending_ = nullptr;
+    return true;
+  case Exit::Kind::interpret:
+    cpu_.state.regs[reg_rip] = x->target;
+    pending_ = nullptr;
+    return cpu_.interpret_block();
+  case Exit::Kind::link:
+  case Exit::Kind::jump: cpu_.state.regs[reg_rip] = x->target; return true;
+  case Exit::Kind::indirect:
+    if (cpu_.canonical(cpu_.state.rip())) return true;
+    // A fault of the jump itself, which then did nothing: the interpreter shows how.
+    cpu_.state.regs[reg_rip] = x->step->ip;
+    cpu_.state.regs[rsp] -= static_cast<u64>(s64{x->pushed});
+    --cpu_.instructions;
+    pending_ = nullptr;
+    return cpu_.interpret_block();
+  }
+  return true;
+}
+
+// Which vector instructions would raise no fault and can use the host's registers.
+u8 Jit::usable_vectors() const {
+  const CpuState& s = cpu_.state;
+  constexpr u32 masks = 0x1f80;
+  if ((s.x87.mxcsr & masks) != masks) return 0; // what is unmasked comes as a signal
+  u8 usable = 0;
+  if (vector_needs_met(s, vector_needs::sse)) usable |= vector_level::sse;
+  if (host::has_avx() && vector_needs_met(s, vector_needs::vex)) usable |= vector_level::avx;
+  if (host::has_avx512() && vector_needs_met(s, vector_needs::evex)) usable |= vector_level::avx512;
+  return usable;
+}
+
+CpuExit Jit::run() {
+  if (!store_) {
+    auto cache = CodeCache::make(CodeCache::usual_bytes);
+    if (!cache) {
+      cpu_.internal_error = "no memory for translated code";
+      return CpuExit::internal_error;
+    }
+    store_ = std::make_unique<Store>(cpu_, std::move(cache));
+    flush();
+  }
+  cpu_.exit_pending = false;
+  cpu_.fault_pending = false;
+  pending_ = nullptr;
+  if (cpu_.replaying() && !cpu_.finish_instruction()) return cpu_.exit;
+  program_gs_ = read_gs_base();
+  running_ = true;
+  write_gs_base(reinterpret_cast<u64>(&cpu_));
+  const CpuExit why = loop();
+  write_gs_base(program_gs_);
+  running_ = false;
+  return why;
+}
+
+CpuExit Jit::loop() {
+  for (;;) {
+    const Turn turn(lockstep_ ? &turn_ : nullptr);
+    if (cpu_.exit_word.load(std::memory_order_relaxed) != 0) return CpuExit::request;
+    if (cpu_.instructions >= cpu_.poll_at) cpu_.poll();
+    TranslatedBlock* const t = cpu_.careful_ || !cpu_.code64_ ? nullptr : find();
+    bool go_on;
+    if (t != nullptr) {
+      if (pending_ != nullptr) follow(*pending_, *t);
+      go_on = lockstep_ ? lockstep_->execute(*t) : execute(*t);
+    } else {
+      pending_ = nullptr;
+      go_on = cpu_.interpret_block();
+    }
+    if (!go_on) return cpu_.exit;
+  }
+}
+
+bool Jit::recover(const HostRegisters& host) {
+  if (!running_) return false;
+  running_ = false;
+  write_gs_base(program_gs_);
+  cpu_.store_log_ = nullptr;
+  turn_.give_back();
+  const auto* const at = reinterpret_cast<const u8*>(host.rip);
+  if (!store_->cache->contains(at)) return false;
+  auto next =
+      std::ranges::upper_bound(store_->in_order, at, {}, [](const TranslatedBlock* b) { return b->code; });
+  if (next == store_->in_order.begin()) return false;
+  const TranslatedBlock& t = **(next - 1);
+  if (at >= t.end) return false;
+  unsigned i = 0;
+  while (i + 1 < t.count && t.code + t.steps[i + 1].host_offset <= at) ++i;
+  // The guest's registers whose place is lent are in the Cpu already.
+  for (unsigned r = 0; r < t.map.size(); ++r) {
+    if (t.map[r] != no_reg) cpu_.state.regs[r] = host.gpr[t.map[r]];
+  }
+  if (cpu_.translation_.vectors_live != 0) {
+    cpu_.translation_.vectors_live = 0;
+    store_->signal_frame.read(host.vectors, cpu_.state.vector, cpu_.state.x87.mxcsr);
+  }
+  cpu_.insn_start_ = t.steps[i].ip;
+  cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget - t.count + i);
+  return true;
+}
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where translated code finds things: displacements from the host's GS base, which is the Cpu's address.
+#pragma once
+
+#include "x86/cpu/state.h"
+#include "x86/jit/host_memory.h"
+
+namespace ring3::x86::jit {
+
+struct Layout {
+  s32 regs = 0; // CpuState::regs
+  s32 flags = 0;
+  s32 exit_word = 0;
+  const void* far_exit_word = nullptr; // if it is too far away for a displacement
+  s32 tlb = 0;                         // pointer to the TLB table of the mode
+  s32 segment_base[seg_count] = {};
+  s32 budget = 0;
+  s32 saved_rax = 0;
+  s32 jumps = 0;
+  s32 target = 0;
+  s32 vectors_usable = 0;
+  s32 vectors_live = 0;
+  s32 host_mxcsr = 0;
+
+  HostMem reg(unsigned guest) const { return HostMem::in_cpu(regs + static_cast<s32>(guest * 8)); }
+};
+
+// Guest RSP is here: the host's own stays the host's stack.
+constexpr HostReg guest_rsp = r9;
+// The translator's own.
+constexpr HostReg scratch_a = r10, scratch_b = r11;
+// In these the guest's registers of the same number are, between blocks. R9 to R11 of the guest are in
+// CpuState, or where a block has put them.
+constexpr HostReg identity[] = {rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r12, r13, r14, r15};
+
+} // namespace ring3::x86::jit

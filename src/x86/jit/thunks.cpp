@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/jit/thunks.h"
+
+#include "x86/interp/host_code.h"
+#include "x86/interp/vector_emitter.h"
+#include "x86/jit/vector_copy.h"
+
+#include <iterator>
+
+namespace ring3::x86::jit {
+
+namespace {
+
+constexpr HostReg callee_saved[] = {rbx, rbp, r12, r13, r14, r15};
+
+void load_registers(Emitter& e, const Layout& l) {
+  for (const HostReg r : identity) e.mov(r, l.reg(r));
+  e.mov(guest_rsp, l.reg(rsp));
+}
+
+void store_registers(Emitter& e, const Layout& l) {
+  for (const HostReg r : identity) e.mov(l.reg(r), r);
+  e.mov(l.reg(rsp), guest_rsp);
+}
+
+// CpuState is in RDI. 16 registers of 256 bits where the guest has no AVX-512 (or of 128, where the host has
+// no AVX), else all there are.
+void move_vectors(Emitter& e, bool all, bool load) {
+  host::Emitter v;
+  const unsigned bits = all ? 512 : 256;
+  for (unsigned r = 0; r < (all ? 32u : 16u); ++r) {
+    if (!host::has_avx()) {
+      load ? v.load_xmm(r) : v.store_xmm(r);
+    } else {
+      load ? v.load_vector(r, bits) : v.store_vector(r, bits);
+    }
+  }
+  for (unsigned k = 0; all && k < 8; ++k) {
+    load ? v.load_mask(k, host::has_avx512bw()) : v.store_mask(k, host::has_avx512bw());
+  }
+  if (load) {
+    v.load_mxcsr(host::mxcsr_offset);
+  } else {
+    v.store_mxcsr(host::mxcsr_offset);
+    if (host::has_avx()) v.bytes({0xc5, 0xf8, 0x77}); // vzeroupper: C++ uses SSE
+  }
+  e.bytes(v.span());
+}
+
+// Jumps over what follows unless the byte has the bit.
+u8* unless(Emitter& e, s32 byte, u8 bit) {
+  e.test8_imm(HostMem::in_cpu(byte), bit);
+  return e.jcc(Cond::e);
+}
+
+// General registers are in CpuState already.
+void save_vectors(Emitter& e, const Layout& l, const Cpu* cpu) {
+  u8* const none = unless(e, l.vectors_live, 0xff);
+  e.mov_imm(rdi, reinterpret_cast<u64>(cpu) + static_cast<u64>(s64{l.regs}));
+  u8* done = nullptr;
+  if (host::has_avx512()) {
+    u8* const few = unless(e, l.vectors_live, vector_level::avx512);
+    move_vectors(e, true, false);
+    done = e.jmp();
+    e.aim_here(few);
+  }
+  move_vectors(e, false, false);
+  if (done != nullptr) e.aim_here(done);
+  e.mov8_imm(HostMem::in_cpu(l.vectors_live), 0);
+  e.load_host_mxcsr(HostMem::in_cpu(l.host_mxcsr));
+  e.aim_here(none);
+}
+
+} // namespace
+
+Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const Cpu* cpu,
+                   StepFunction step) {
+  Thunks t;
+  const auto place = [&] { return executable + e.size(); };
+
+  // enter(cpu, code): six registers and this keep the stack aligned for calls.
+  t.enter = reinterpret_cast<Thunks::Enter>(reinterpret_cast<u64>(place()));
+  for (const HostReg r : callee_saved) e.push(r);
+  e.lea_rsp(-8);
+  e.mov(scratch_a, HostReg{rsi});
+  load_registers(e, layout);
+  e.jmp(scratch_a);
+
+  t.leave = place();
+  store_registers(e, layout);
+  save_vectors(e, layout, cpu);
+  e.mov(HostReg{rax}, scratch_a);
+  u8* const out = e.here();
+  e.lea_rsp(8);
+  for (auto r = std::rbegin(callee_saved); r != std::rend(callee_saved); ++r) e.pop(*r);
+  e.ret();
+
+  t.step = place();
+  store_registers(e, layout);
+  save_vectors(e, layout, cpu);
+  e.lea_rsp(-8);
+  e.mov_imm(rdi, reinterpret_cast<u64>(cpu));
+  e.mov(HostReg{rsi}, scratch_a);
+  e.mov_imm(rax, reinterpret_cast<u64>(step));
+  e.call(HostReg{rax});
+  e.lea_rsp(8);
+  e.test32(rax, rax);
+  u8* const stop = e.jcc(Cond::ne);
+  load_registers(e, layout);
+  e.ret();
+  e.aim_here(stop);
+  e.lea_rsp(8); // its return address
+  e.xor32(rax, rax);
+  Emitter::aim(e.jmp(), out);
+
+  t.load_vectors = place();
+  e.mov(scratch_b, HostReg{rdi});
+  e.mov_imm(rdi, reinterpret_cast<u64>(cpu) + static_cast<u64>(s64{layout.regs}));
+  u8* loaded = nullptr;
+  if (host::has_avx512()) {
+    u8* const few = unless(e, layout.vectors_usable, vector_level::avx512);
+    move_vectors(e, true, true);
+    loaded = e.jmp();
+    e.aim_here(few);
+  }
+  move_vectors(e, false, true);
+  if (loaded != nullptr) e.aim_here(loaded);
+  e.mov(HostReg{rdi}, scratch_b);
+  e.movzx8(scratch_a, HostMem::in_cpu(layout.vectors_usable));
+  e.mov8(HostMem::in_cpu(layout.vectors_live), scratch_a);
+  e.ret();
+  return t;
+}
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// The code that all translations share: into the cache, out of it, and out for one instruction.
+#pragma once
+
+#include "x86/jit/emitter.h"
+#include "x86/jit/layout.h"
+
+namespace ring3::x86 {
+class Cpu;
+}
+
+namespace ring3::x86::jit {
+
+struct Exit;
+struct StepSite;
+
+// Executable addresses.
+struct Thunks {
+  // From C++: loads the guest's registers and goes to `code`. The exit that was taken; null: an instruction
+  // was stepped and the block is not to go on.
+  using Enter = const Exit* (*)(Cpu*, const u8* code);
+  Enter enter = nullptr;
+  // Jumped to with the Exit in scratch_a, and called with the StepSite in it. Registers are where they are
+  // between blocks.
+  const u8* leave = nullptr;
+  const u8* step = nullptr;
+  // Called where vectors are not live, and usable: loads them. Changes the scratch registers and the flags.
+  const u8* load_vectors = nullptr;
+};
+
+// Executes one instruction by its handler. 0: the block goes on.
+using StepFunction = u64 (*)(Cpu*, const StepSite*);
+
+// Writes them. `executable`: where the emitter's first byte will run.
+Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const Cpu* cpu, StepFunction step);
+
+} // namespace ring3::x86::jit

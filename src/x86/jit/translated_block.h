@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// A translated block and what hangs on it. All of it lives until the code cache is emptied.
+#pragma once
+
+#include "base/types.h"
+#include "kvm/code_watch.h"
+#include "x86/decode/insn.h"
+#include "x86/jit/recode.h"
+
+#include <array>
+#include <cstddef>
+
+namespace ring3::x86::jit {
+
+// A guest page that has translations, at one linear address. Its bytes are kept as they were, for comparing
+// with memory where a VMM may have written there (Cpu::synchronize_code()).
+struct TranslatedPage {
+  u64 linear = 0; // of its first byte
+  const std::byte* host = nullptr;
+  kvm::CodePage* watch = nullptr;
+  u32 version = 0;     // of `watch`; a store by a vCPU has made a newer one
+  u32 incarnation = 0; // translations of older ones are stale
+  u64 epoch = 0;       // Cpu::code_epoch when the bytes were compared last
+  u32 lines = 0;       // 128 bytes each, of which some byte was translated
+  TranslatedPage* next = nullptr;
+  std::array<u8, 4096> copy;
+};
+
+struct TranslatedBlock;
+
+// An instruction that is left to its interpreter handler, always or when the fast way fails.
+struct StepSite {
+  Insn insn;
+  u64 ip = 0;
+  const TranslatedBlock* of = nullptr;
+  u16 index = 0;       // in the block
+  bool native = true;  // it is host code, unless that fails
+  u16 live_flags = 0;  // that somebody may still want, when it begins: the others may be wrong then
+  bool ends = false;   // the block, whatever the handler says
+  u16 host_offset = 0; // where the host's code for it begins, from TranslatedBlock::code
+};
+
+// How translated code is left.
+struct Exit {
+  enum class Kind : u8 {
+    head,      // the exit word is set, or enough instructions were executed: nothing of the block was
+    link,      // to `target`, in the same page; `field` may be aimed at its translation
+    jump,      // to `target`, in another page
+    indirect,  // to where RIP says
+    interpret, // at `target`: the vector state is such that instructions may fault
+  };
+  Kind kind = Kind::head;
+  bool flags_in_memory = false; // link: which entry to aim at
+  u64 target = 0;
+  u8* field = nullptr; // link: the rel32, in the writable mapping
+  const u8* executable_field = nullptr;
+  const TranslatedBlock* of = nullptr;
+  const StepSite* step = nullptr; // indirect: the instruction, should the target be none
+  s8 pushed = 0;                  // indirect: what it has added to RSP
+};
+
+struct TranslatedBlock {
+  u64 linear = 0;                  // of the first byte
+  const std::byte* host = nullptr; // likewise
+  TranslatedPage* page = nullptr;
+  u32 incarnation = 0; // of the page
+  u16 count = 0;       // instructions
+  u16 bytes = 0;
+  bool all_native = true;
+  // Executable addresses. The guest's arithmetic flags come in the host's, or in CpuState::flags.
+  const u8* code = nullptr; // == entry_host
+  const u8* entry_memory = nullptr;
+  const u8* end = nullptr;
+  const StepSite* steps = nullptr; // one an instruction
+  RegisterMap map;                 // within the block
+  TranslatedBlock* next = nullptr; // in the table
+};
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/jit/translator.h"
+
+#include "x86/jit/block_emitter.h"
+
+#include <algorithm>
+#include <new>
+
+namespace ring3::x86::jit {
+
+TranslatedBlock* Translator::translate(const BlockPlace& place, std::span<const Source> source) {
+  unsigned count = 0;
+  source = source.first(std::min<std::size_t>(source.size(), BlockEmitter::max_insns));
+  const RegisterPlan plan = plan_registers(source, count);
+  source = source.first(count);
+
+  auto* const t = new (memory_.allocate(sizeof(TranslatedBlock), alignof(TranslatedBlock))) TranslatedBlock{};
+  auto* const steps = static_cast<StepSite*>(memory_.allocate(sizeof(StepSite) * count, alignof(StepSite)));
+  u16 offset = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    new (&steps[i]) StepSite{.insn = source[i].insn,
+                             .ip = place.linear + offset,
+                             .of = t,
+                             .index = static_cast<u16>(i),
+                             .ends = source[i].ends,
+                             .host_offset = 0};
+    offset = static_cast<u16>(offset + source[i].insn.len);
+  }
+  t->linear = place.linear;
+  t->host = place.host;
+  t->page = place.page;
+  t->incarnation = place.page->incarnation;
+  t->count = static_cast<u16>(count);
+  t->bytes = offset;
+  t->steps = steps;
+  t->map = plan.map;
+
+  const std::span<u8> room = cache_.room();
+  Emitter e(room);
+  BlockEmitter(e, cache_.executable(room.data()), thunks_, layout_, plan, source, *t, steps, memory_).emit();
+  if (e.overflowed()) return nullptr;
+  cache_.take((e.size() + 15) & ~std::size_t{15});
+  return t;
+}
+
+} // namespace ring3::x86::jit
