@@ -7,7 +7,7 @@
 
 namespace ring3::x86::test {
 
-class NoPlatform final : public Platform {
+class NoPlatform : public Platform {
  public:
   bool port_read(u16, u8, u32&) override { return false; }
   bool port_write(u16, u8, u32) override { return false; }

@@ -160,6 +160,28 @@ bool Differential::run(const Form& form, u64 first, u64 count, std::string& repo
   return true;
 }
 
+bool Differential::run_engines(const Form& form, u64 first, u64 count, std::string& report) {
+  for (u64 i = first; i < first + count; ++i) {
+    Random mix(seed_ ^ form.key);
+    const u64 case_seed = mix.next() + i * 0x9e3779b97f4a7c15;
+    const u64 encoding_seed = form.sample.op == Op::vector ? mix.next() + i % 16 : case_seed;
+    std::memset(&memory_, static_cast<int>(i & 0xff), sizeof memory_);
+    if (!maker_.make(form, encoding_seed, case_seed, case_, memory_)) {
+      ++progress_.no_encoding;
+      continue;
+    }
+    ++progress_.cases;
+    std::memcpy(guest_.data(), memory_.data, sizeof memory_.data);
+    std::memcpy(guest_.stack(), memory_.stack, sizeof memory_.stack);
+    if (guest_.engines_agree(case_.decoded, case_.state)) continue;
+    ++progress_.mismatches;
+    report = fmt::format("{}  [{}]; form: {}\n", disassemble(case_.bytes.data.data(), case_.bytes.size, 64),
+                         bytes_of(case_), form.name);
+    return false;
+  }
+  return true;
+}
+
 bool Differential::compare(const Form& form, u64 number, std::string& report) {
   Random mix(seed_ ^ form.key);
   const u64 case_seed = mix.next() + number * 0x9e3779b97f4a7c15;

@@ -32,6 +32,9 @@ class Differential {
 
   // Runs `count` cases of the form from case number `first`. False: a mismatch, described in `report`.
   bool run(const Form& form, u64 first, u64 count, std::string& report);
+  // The same on our side only: does the translator agree with the interpreter? 64-bit forms.
+  bool run_engines(const Form& form, u64 first, u64 count, std::string& report);
+  u64 engines_compared() const { return guest_.compared(); }
   const Progress& progress() const { return progress_; }
 
  private:

@@ -5,12 +5,27 @@
 #include "x86/cpu/cpuid_model.h"
 #include "x86/decode/block_cache.h"
 #include "x86/interp/bind.h"
+#include "x86/jit/jit.h"
 
 #include <sys/mman.h>
 
 namespace ring3::x86::native {
 
-GuestCpu::GuestCpu() : platform_(std::make_unique<test::NoPlatform>()) {
+namespace {
+
+// Ends instructions that jump to themselves.
+class StoppingPlatform final : public test::NoPlatform {
+ public:
+  explicit StoppingPlatform(std::atomic<u32>& exit_word) : exit_word_(exit_word) {}
+  void poll() override { exit_word_.store(1, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<u32>& exit_word_;
+};
+
+} // namespace
+
+GuestCpu::GuestCpu() : platform_(std::make_unique<StoppingPlatform>(exit_word_)) {
   ram_ =
       static_cast<u8*>(mmap(nullptr, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   kvm_userspace_memory_region region{};
@@ -32,6 +47,8 @@ GuestCpu::GuestCpu() : platform_(std::make_unique<test::NoPlatform>()) {
   static_assert(arena::data >> 21 != arena::stack >> 21);
   map(arena::data, 0x4000, data_at);
   map(arena::stack, 0x5000, stack_at);
+  static_assert(arena::code >> 21 == arena::data >> 21);
+  map(arena::code, 0x4000, code_at);
 
   cpu_ = std::make_unique<Cpu>(slots_, watch_, *platform_, exit_word_);
   // AMD's own instructions are not part of `max`; a host without them refuses.
@@ -128,6 +145,34 @@ void GuestCpu::execute(const Decoded& d, unsigned code_bits, const MachineState&
   out.state.flags = s.rflags();
   out.state.x87 = s.x87;
   out.state.vector = s.vector;
+}
+
+u64 GuestCpu::compared() const {
+  const auto* const jit = static_cast<const jit::Jit*>(cpu_->executor());
+  return jit != nullptr ? jit->statistics().compared : 0;
+}
+
+bool GuestCpu::engines_agree(const Decoded& d, const MachineState& in) {
+  set_mode(64);
+  Cpu& c = *cpu_;
+  CpuState& s = c.state;
+  if (c.executor() == nullptr) c.set_executor(std::make_unique<jit::Jit>(c, true));
+  // Wherever it goes there is a HLT, which ends it: there are no handlers for its #GP.
+  u8* const page = ram_ + code_at;
+  std::memset(page, 0xf4, arena::page);
+  std::memcpy(page + (arena::instruction - arena::code), d.bytes.data(), d.length);
+  c.synchronize_code();
+  std::memcpy(s.regs, in.gpr, sizeof in.gpr);
+  s.regs[reg_rip] = arena::instruction;
+  s.set_rflags(in.flags | rflags::if_);
+  s.x87 = in.x87;
+  s.vector = in.vector;
+  s.activity = Activity::running;
+  c.flags_changed();
+  c.internal_error = nullptr;
+  exit_word_.store(0, std::memory_order_relaxed);
+  c.poll_at = c.instructions + 100;
+  return c.run() != CpuExit::internal_error;
 }
 
 } // namespace ring3::x86::native

@@ -22,6 +22,10 @@ class GuestCpu {
   // Is the instruction one that this processor has? Without executing it.
   bool offers(const Decoded& d);
   void execute(const Decoded& d, unsigned code_bits, const MachineState& in, Outcome& out);
+  // Does the translator do with it what the interpreter does? 64-bit code; memory is not as it was
+  // afterwards.
+  bool engines_agree(const Decoded& d, const MachineState& in);
+  u64 compared() const; // how often there was something to compare
 
   u8* data() { return ram_ + data_at; }
   u8* stack() { return ram_ + stack_at; }
@@ -29,7 +33,7 @@ class GuestCpu {
 
  private:
   static constexpr u64 ram_size = 0x40000;
-  static constexpr u64 data_at = 0x10000, stack_at = 0x20000;
+  static constexpr u64 data_at = 0x10000, stack_at = 0x20000, code_at = 0x30000;
 
   void set_mode(unsigned code_bits);
 

@@ -26,6 +26,23 @@ TEST(Native, EveryFormDoesWhatTheHostDoes) {
   EXPECT_LT(d.progress().no_encoding, d.progress().cases / 10);
 }
 
+TEST(Translator, DoesWithEveryFormWhatTheInterpreterDoes) {
+  Differential d(fixed_seed);
+  if (d.unusable() != nullptr) GTEST_SKIP() << d.unusable();
+  unsigned failed = 0;
+  unsigned tried = 0;
+  for (const Form& f : d.forms().forms) {
+    if (f.shape.code_bits != 64) continue;
+    ++tried;
+    std::string report;
+    if (d.run_engines(f, 0, cases_per_form / 8, report)) continue;
+    if (++failed <= shown) ADD_FAILURE() << report;
+  }
+  EXPECT_GT(tried, 1000U);
+  EXPECT_GT(d.engines_compared(), tried * 5U) << "of " << d.progress().cases << " cases";
+  EXPECT_EQ(failed, 0U) << "forms with a difference";
+}
+
 } // namespace
 
 } // namespace ring3::x86::native

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Golden sizes: the host's bytes for each guest instruction on its straight way, without the block's head and
+// without what is out of the way. Where a translation has become longer, or shorter, this list has to say so.
+#include "x86/cpu/cpuid_model.h"
+#include "x86/interp/bind.h"
+#include "x86/jit/block_emitter.h"
+
+#include <gtest/gtest.h>
+#include <string>
+#include <vector>
+
+namespace ring3::x86::jit {
+namespace {
+
+constexpr u64 linear = 0xffffffff81000100;
+
+// Offsets as they are in a Cpu, roughly: all of 32 bits.
+Layout layout() {
+  Layout l;
+  l.regs = 0x200;
+  l.flags = 0x300;
+  l.exit_word = -0x400;
+  l.tlb = 0x2000;
+  for (unsigned i = 0; i < seg_count; ++i) l.segment_base[i] = 0x2100 + static_cast<s32>(i) * 8;
+  l.budget = 0x2200;
+  l.saved_rax = 0x2208;
+  l.jumps = 0x2210;
+  l.target = 0x2218;
+  l.vectors_usable = 0x2220;
+  l.vectors_live = 0x2221;
+  l.host_mxcsr = 0x2224;
+  return l;
+}
+
+class Translated {
+ public:
+  explicit Translated(std::vector<u8> bytes) {
+    CpuidTable cpuid;
+    if (const auto model = select_cpu_model("max")) cpuid.set(cpuid_entries(*model, 0, 1));
+    bytes.resize(bytes.size() + 16, 0xf4);
+    bool ends = false;
+    for (u64 at = 0; at + 16 < bytes.size() + 1 && !ends;) {
+      Source s;
+      if (decode(bytes.data() + at, bytes.size() - at, 64, s.decoded) != DecodeStatus::ok) break;
+      bind(s.decoded, cpuid, s.insn, ends);
+      s.ends = ends;
+      s.copied = s.insn.handler != handle_ud;
+      at += s.insn.len;
+      source_.push_back(s);
+    }
+    cache_ = CodeCache::make(1 << 20);
+    page_.linear = linear & ~page_offset_mask;
+    Translator translator(*cache_, memory_, thunks_, layout_);
+    block_ = translator.translate({linear, nullptr, &page_}, source_);
+  }
+
+  bool native(unsigned i) const { return block_->steps[i].native; }
+  // Of the straight way, from the beginning of an instruction to that of the next one.
+  unsigned size(unsigned i) const { return block_->steps[i + 1].host_offset - block_->steps[i].host_offset; }
+  unsigned head() const { return block_->steps[0].host_offset; }
+
+ private:
+  std::vector<Source> source_;
+  std::unique_ptr<CodeCache> cache_;
+  std::pmr::monotonic_buffer_resource memory_;
+  Thunks thunks_;
+  Layout layout_ = layout();
+  TranslatedPage page_;
+  TranslatedBlock* block_ = nullptr;
+};
+
+struct Golden {
+  const char* text;
+  std::vector<u8> bytes;
+  unsigned host_bytes;
+};
+
+// One instruction, then XOR of all flags, so that nobody wants the ones there were.
+const Golden goldens[] = {
+    {"mov rax, rbx", {0x48, 0x89, 0xd8}, 3},
+    {"mov eax, 1", {0xb8, 1, 0, 0, 0}, 5},
+    {"add rax, r12", {0x4c, 0x01, 0xe0}, 3},
+    {"lea rax, [rbx+rcx*4+8]", {0x48, 0x8d, 0x44, 0x8b, 0x08}, 5},
+    {"lea rax, [rip+8]", {0x48, 0x8d, 0x05, 8, 0, 0, 0}, 7},
+    {"nop", {0x90}, 0},
+    {"endbr64", {0xf3, 0x0f, 0x1e, 0xfa}, 0},
+    {"mov rax, [rbx+8]", {0x48, 0x8b, 0x43, 0x08}, 53},
+    {"mov rax, [rbx+rcx*8]", {0x48, 0x8b, 0x04, 0xcb}, 56},
+    {"mov al, [rbx]", {0x8a, 0x03}, 50},
+    {"mov [rbx+8], rax", {0x48, 0x89, 0x43, 0x08}, 54},
+    {"mov rax, [rip+8]", {0x48, 0x8b, 0x05, 8, 0, 0, 0}, 33},
+    {"mov rax, gs:[0x10]", {0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0}, 71},
+    {"lock inc qword [rdi]", {0xf0, 0x48, 0xff, 0x07}, 53},
+    {"push rbx", {0x53}, 58},
+    {"pop rbx", {0x5b}, 55},
+    {"addsd xmm0, xmm1", {0xf2, 0x0f, 0x58, 0xc1}, 19},
+    {"movups xmm0, [rsi]", {0x0f, 0x10, 0x06}, 67},
+};
+
+TEST(TranslationSize, IsWhatItWas) {
+  std::string now;
+  bool same = true;
+  for (const Golden& g : goldens) {
+    std::vector<u8> bytes = g.bytes;
+    bytes.insert(bytes.end(), {0x31, 0xd2}); // xor edx, edx
+    const Translated t(bytes);
+    EXPECT_TRUE(t.native(0)) << g.text;
+    const unsigned size = t.size(0);
+    same &= size == g.host_bytes;
+    now += std::string(g.text) + ": " + std::to_string(size) +
+           (size == g.host_bytes ? "\n" : "  <- was " + std::to_string(g.host_bytes) + "\n");
+  }
+  EXPECT_TRUE(same) << now;
+}
+
+TEST(TranslationSize, HeadOfABlock) {
+  EXPECT_EQ(Translated({0x31, 0xd2}).head(), 30u) << "nobody wants the flags";
+  EXPECT_EQ(Translated({0x73, 0x02}).head(), 49u) << "JNC wants them";
+}
+
+TEST(TranslationSize, WhatIsNotCopied) {
+  // Divisions may fault, far returns change segments.
+  EXPECT_FALSE(Translated({0x48, 0xf7, 0xf3}).native(0)) << "div rbx";
+  EXPECT_FALSE(Translated({0x48, 0xcb}).native(0)) << "retf";
+  EXPECT_FALSE(Translated({0x88, 0x23}).native(0)) << "mov [rbx], ah";
+  EXPECT_TRUE(Translated({0x88, 0xe3}).native(0)) << "mov bl, ah";
+}
+
+// Guest R9 to R11 borrow the places of registers that the block does not use; a block of all sixteen ends
+// before there are none left.
+TEST(TranslationSize, BorrowedRegisters) {
+  EXPECT_TRUE(Translated({0x4d, 0x01, 0xd1, 0x31, 0xd2}).native(0)) << "add r9, r10";
+  const Translated all({0x48, 0x01, 0xc8, 0x48, 0x01, 0xd3, 0x48, 0x01, 0xee, 0x4c, 0x01, 0xc7, 0x4d,
+                        0x01, 0xe5, 0x4d, 0x01, 0xfe, 0x4d, 0x01, 0xd1, 0x4d, 0x01, 0xdb, 0x31, 0xd2});
+  EXPECT_TRUE(all.native(0));
+}
+
+} // namespace
+} // namespace ring3::x86::jit
