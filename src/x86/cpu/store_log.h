@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstddef>
+#include <ranges>
 #include <vector>
 
 namespace ring3::x86 {
@@ -36,8 +37,8 @@ class StoreLog {
   }
   // As it was before the first store, once more.
   void restore() const {
-    for (auto e = entries_.rbegin(); e != entries_.rend(); ++e) {
-      for (unsigned i = 0; i < e->size; ++i) guest_store<std::byte>(e->host + i, e->before[i]);
+    for (const Entry& e : entries_ | std::views::reverse) {
+      for (unsigned i = 0; i < e.size; ++i) guest_store<std::byte>(e.host + i, e.before[i]);
     }
   }
   // Does memory hold what it held before undo(), where there were stores?

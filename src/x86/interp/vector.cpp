@@ -98,7 +98,8 @@ void set_x87_top(X87State& x, unsigned top) {
 
 bool runs_on_vector_registers(const Insn& in) {
   return in.handler == run_registers<false> || in.handler == run_load<false> ||
-         in.handler == run_store<false> || in.handler == run_vzero<0> || in.handler == run_vzero<16>;
+         in.handler == run_store<false> || in.handler == run_vzero<0> || in.handler == run_vzero<16> ||
+         is_masked_vector_handler(in.handler);
 }
 
 Handler bind_vector(const Decoded& d, Insn& in, const CpuidTable&) {

@@ -268,6 +268,11 @@ u8 w_element(const Decoded& d, u8 narrow, u8 wide) {
 
 } // namespace
 
+bool is_masked_vector_handler(Handler h) {
+  return h == run_masked_load || h == run_masked_store || h == run_whole_load || h == run_whole_store ||
+         h == run_vmaskmov_load || h == run_vmaskmov_store || h == run_compress || h == run_expand;
+}
+
 Handler bind_vector_masked(const Decoded& d, Insn& in) {
   if (d.map == 1 && d.opcode == 0xf7) {
     in.plan = nullptr;

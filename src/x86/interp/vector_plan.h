@@ -74,8 +74,8 @@ enum class PlanStatus : u8 { ok, absent, no_memory };
 // The plan of an instruction, made or found. `absent`: not an instruction the host has.
 PlanStatus find_plan(const Decoded& d, const VectorPlan*& out);
 
-// Does the handler do nothing but run the instruction, on XMM, YMM, ZMM and opmask registers (no MMX ones),
-// and with a memory operand that is touched as a whole? VZEROUPPER and VZEROALL are ones without a plan.
+// Can the instruction run on the host as it is, given XMM, YMM, ZMM and opmask registers (no MMX ones) and
+// that all of its memory operand may be accessed? VZEROUPPER and VZEROALL are ones without a plan.
 bool runs_on_vector_registers(const Insn& in);
 // Does the instruction leave its result in the arithmetic flags, all of them?
 bool vector_writes_flags(const Decoded& d);

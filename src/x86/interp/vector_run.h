@@ -11,6 +11,9 @@ namespace ring3::x86 {
 // null if the instruction is none of them.
 Handler bind_vector_masked(const Decoded& d, Insn& in);
 Handler bind_vector_special(const Decoded& d, Insn& in);
+// One of those for an opmask, or for elements that a vector selects, whose instruction the host can run as it
+// is if all of the operand may be accessed.
+bool is_masked_vector_handler(Handler h);
 
 // A stub stopped at an unmasked exception (SDM vol. 1, 11.5.1).
 inline Step simd_exception(Cpu& cpu) {

@@ -155,7 +155,7 @@ void BlockEmitter::instruction(unsigned i) {
     default: break;
     }
     const unsigned cold_before = cold_count_;
-    if (address_only(i) || stack(i) || control_flow(i) || vector(i) || copied(i)) {
+    if (address_only(i) || stack(i) || control_flow(i) || vector(i) || division(i) || copied(i)) {
       for (unsigned c = cold_before; c < cold_count_; ++c) {
         if (cold_[c].kind != Cold::Kind::slow) continue;
         cold_[c].back = e_.here();
@@ -211,9 +211,12 @@ std::optional<BlockEmitter::Place> BlockEmitter::place_of(unsigned i) const {
   Place p;
   p.segment = d.segment;
   if (d.base == reg_rip) {
+    const u64 address = next_ip(i) + static_cast<u64>(d.displacement);
     p.constant = d.segment != Seg::fs && d.segment != Seg::gs;
-    if (!p.constant) return std::nullopt;
-    p.linear = next_ip(i) + static_cast<u64>(d.displacement);
+    p.linear = address;
+    // Linux's per-CPU variables are small offsets from GS, written as if they were relative to RIP.
+    p.address.disp = static_cast<s32>(address);
+    if (!p.constant && (!fits32(address) || !roomy(p.address.disp))) return std::nullopt;
     return p;
   }
   if (d.base < 16) p.address.base = plan_.map[d.base];
@@ -382,6 +385,48 @@ bool BlockEmitter::address_only(unsigned i) {
   } else {
     e_.lea(to, p->address);
   }
+  return true;
+}
+
+// A quotient that does not fit is #DE, which the handler raises: what might not fit goes there.
+bool BlockEmitter::division(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  if ((d.op != Op::div && d.op != Op::idiv) || d.operand[0].bits < 32) return false;
+  const bool wide = d.operand[0].bits == 64;
+  HostReg divisor;
+  if (d.has_memory) {
+    const auto p = place_of(i);
+    HostMem at;
+    if (!p || !lookup(*p, wide ? 8 : 4, false, i, at)) return false;
+    divisor = scratch_b;
+    e_.mov(wide, divisor, at);
+  } else {
+    divisor = plan_.map[d.operand[0].reg >> 3];
+    if (divisor == no_reg) return false;
+    if (live_before_[i] != 0) keep_flags();
+  }
+  host_flags_lost();
+  const auto unless_handler = [&](Cond c) {
+    add_cold(Cold::Kind::slow, e_.jcc(c)).index = static_cast<u16>(i);
+  };
+  if (d.op == Op::div) {
+    e_.cmp(wide, HostReg{rdx}, divisor);
+    unless_handler(Cond::nb); // also for a divisor of 0
+  } else {
+    // The dividend is a number of the quotient's size, and the divisor neither 0 nor -1.
+    e_.mov(wide, scratch_a, HostReg{rax});
+    e_.sar(wide, scratch_a, wide ? 63 : 31);
+    e_.cmp(wide, scratch_a, HostReg{rdx});
+    unless_handler(Cond::ne);
+    if (wide) {
+      e_.lea(scratch_a, HostMem::at(divisor, 1));
+    } else {
+      e_.lea32(scratch_a, HostMem::at(divisor, 1));
+    }
+    e_.cmp_imm(wide, scratch_a, 1);
+    unless_handler(Cond::be);
+  }
+  e_.divide(wide, d.op == Op::idiv, divisor);
   return true;
 }
 

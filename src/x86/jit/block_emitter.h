@@ -53,6 +53,7 @@ class BlockEmitter {
   void make_vectors_live(unsigned i, u8 level);
   bool stack(unsigned i);
   bool address_only(unsigned i);
+  bool division(unsigned i);
   bool control_flow(unsigned i);
   void stepped(unsigned i);
   void end_of_block();

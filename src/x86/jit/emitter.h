@@ -50,7 +50,7 @@ class Emitter {
   void rex(bool wide, u8 reg, HostReg rm, bool force = false);
 
   // --- moves; 64 bits unless the name says otherwise ---
-  void mov(HostReg to, HostReg from) { op_rr(0x8b, to, from); }
+  void mov(HostReg to, HostReg from) { op_rr(true, 0x8b, to, from); }
   void mov(HostReg to, const HostMem& from) { op_rm(true, 0x8b, to, from); }
   void mov(const HostMem& to, HostReg from) { op_rm(true, 0x89, from, to); }
   void mov32(HostReg to, const HostMem& from) { op_rm(false, 0x8b, to, from); }
@@ -70,13 +70,32 @@ class Emitter {
   void and32(HostReg r, u32 value) { alu_imm(false, 4, r, static_cast<s32>(value)); }
   void and_(HostReg r, s32 value) { alu_imm(true, 4, r, value); }
   void add(HostReg r, const HostMem& m) { op_rm(true, 0x03, r, m); }
-  void xor32(HostReg to, HostReg from) { op_rr32(0x33, to, from); }
+  void xor32(HostReg to, HostReg from) { op_rr(false, 0x33, to, from); }
   void cmp(HostReg r, const HostMem& m) { op_rm(true, 0x3b, r, m); }
   void cmp_imm(const HostMem& m, s32 value) { mem_imm(true, 7, m, value); }
   void cmp32_imm(const HostMem& m, s32 value) { mem_imm(false, 7, m, value); }
   void sub32_imm(const HostMem& m, s32 value) { mem_imm(false, 5, m, value); }
   void add32_imm(const HostMem& m, s32 value) { mem_imm(false, 0, m, value); }
-  void test32(HostReg a, HostReg b) { op_rr32(0x85, a, b); }
+  // --- of 64 bits if `wide`, else of 32 ---
+  void mov(bool wide, HostReg to, HostReg from) { op_rr(wide, 0x8b, to, from); }
+  void mov(bool wide, HostReg to, const HostMem& from) { op_rm(wide, 0x8b, to, from); }
+  void cmp(bool wide, HostReg a, HostReg b) { op_rr(wide, 0x3b, a, b); }
+  void cmp_imm(bool wide, HostReg r, s32 value) { alu_imm(wide, 7, r, value); }
+  // EDX:EAX or RDX:RAX by the register.
+  void divide(bool wide, bool is_signed, HostReg r) {
+    const u8 digit = is_signed ? 7 : 6;
+    rex(wide, digit, r);
+    byte(0xf7);
+    modrm(digit, r);
+  }
+  void sar(bool wide, HostReg r, u8 count) {
+    rex(wide, 7, r);
+    byte(0xc1);
+    modrm(7, r);
+    byte(count);
+  }
+
+  void test32(HostReg a, HostReg b) { op_rr(false, 0x85, a, b); }
 
   void test8_imm(const HostMem& m, u8 value) {
     op_rm(false, 0xf6, 0, m);
@@ -178,13 +197,8 @@ class Emitter {
     byte(opcode);
     modrm(reg, m);
   }
-  void op_rr(u8 opcode, HostReg reg, HostReg rm) {
-    rex(true, reg, rm);
-    byte(opcode);
-    modrm(reg, rm);
-  }
-  void op_rr32(u8 opcode, HostReg reg, HostReg rm) {
-    rex(false, reg, rm);
+  void op_rr(bool wide, u8 opcode, HostReg reg, HostReg rm) {
+    rex(wide, reg, rm);
     byte(opcode);
     modrm(reg, rm);
   }

@@ -51,6 +51,8 @@ FlagUse flag_use(const Decoded& d) {
   case Op::cdq:
   case Op::cqo:
   case Op::not_:
+  case Op::div: // undefined: ours leave them alone
+  case Op::idiv:
   case Op::push:
   case Op::pop:
   case Op::leave:
