@@ -50,6 +50,12 @@ Finding processor() {
   return {"processor", Status::ok, "has what guest instructions run on", ""};
 }
 
+Finding translator() {
+  const auto ok = x86::check_engine(x86::Engine::translator);
+  if (!ok) return {"translator", Status::problem, ok.error().message, ok.error().fix};
+  return {"translator", Status::ok, "guest code can be translated to host code", ""};
+}
+
 Finding library() {
   const auto variables = preload_environment({});
   if (!variables) return {"library", Status::problem, variables.error().message, variables.error().fix};
@@ -150,8 +156,8 @@ constexpr std::array<const char*, 8> vmm_names = {
 } // namespace
 
 std::vector<Finding> examine_host() {
-  return {processor(),  library(),     cpus(),        memory_files(), code_changes(), clock(),
-          steal_time(), user_faults(), descriptors(), overcommit(),   kernel_kvm()};
+  return {processor(), translator(), library(),     cpus(),        memory_files(), code_changes(),
+          clock(),     steal_time(), user_faults(), descriptors(), overcommit(),   kernel_kvm()};
 }
 
 std::vector<FoundVmm> find_vmms() {
