@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the loops of bench/engine have in common. Each of the functions at the end runs its loop `count` times
+// and returns the nanoseconds of one iteration.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <sys/mman.h>
+
+namespace bench {
+
+using Count = std::uint64_t;
+
+inline std::uint64_t now_ns() {
+  timespec t{};
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(t.tv_nsec);
+}
+
+[[noreturn]] inline void fail(const char* what) {
+  std::perror(what);
+  std::exit(3);
+}
+
+// Nanoseconds of one iteration: `body(n)` runs n of them. It is done in parts, of which the fastest counts:
+// what else runs on the machine only makes them slower. One part runs before, so that caches are warm and
+// code translated.
+template <class F> double fastest(Count count, F&& body) {
+  constexpr Count parts = 5;
+  const Count n = std::max<Count>(count / parts, 1);
+  body(std::max<Count>(n / 4, 1));
+  std::uint64_t best = UINT64_MAX;
+  for (Count i = 0; i < parts; ++i) {
+    const std::uint64_t start = now_ns();
+    body(n);
+    best = std::min(best, now_ns() - start);
+  }
+  return static_cast<double>(best) / static_cast<double>(n);
+}
+
+// Anonymous memory in 4 KiB pages, so that every system has the same number of pages to deal with.
+class Pages {
+ public:
+  explicit Pages(std::size_t size, int protection = PROT_READ | PROT_WRITE) : size_(size) {
+    memory_ = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory_ == MAP_FAILED) fail("mmap");
+    madvise(memory_, size, MADV_NOHUGEPAGE); // may fail where there are no huge pages
+  }
+  ~Pages() { munmap(memory_, size_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  std::uint8_t* data() const { return static_cast<std::uint8_t*>(memory_); }
+
+ private:
+  void* memory_;
+  std::size_t size_;
+};
+
+// Pseudo-random numbers that are the same in each run (xorshift64).
+struct Random {
+  std::uint64_t state = 0x9e3779b97f4a7c15;
+  std::uint64_t operator()() {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+  }
+};
+
+// engine_instructions.cpp
+double integer(Count count);
+double load_store(Count count);
+double branches(Count count);
+double calls(Count count);
+double indirect(Count count);
+double chase_l1(Count count);
+double chase_64m(Count count);
+double rep_movsb(Count count);
+double rep_stosq(Count count);
+double lock_xadd(Count count);
+double scalar_double(Count count);
+double sse2_double(Count count);
+double sse2_integer(Count count);
+double avx2_integer(Count count);
+double fma(Count count);
+double x87(Count count);
+
+// engine_system.cpp
+double sort(Count count);
+double system_call(Count count);
+double ping_pong(Count count);
+double fork_wait(Count count);
+double page_faults(Count count);
+double self_modify(Count count);
+double cpuid(Count count);
+
+} // namespace bench
