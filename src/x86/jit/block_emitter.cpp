@@ -19,6 +19,25 @@ bool fits32(u64 v) { return static_cast<s64>(v) == static_cast<s32>(v); }
 
 constexpr u64 page_of(u64 linear) { return linear & ~page_offset_mask; }
 
+// BT is said to leave OF, SF, AF and PF undefined. All processors that we know leave them as they are.
+bool bt_keeps_other_flags() {
+  static const bool keeps = [] {
+    constexpr u64 others = rflags::arithmetic & ~rflags::cf;
+    const auto after = [](u64 before) {
+      u64 flags = before;
+      // Below the red zone.
+      asm volatile("leaq -128(%%rsp), %%rsp\n\tpushq %0\n\tpopfq\n\tbtw $8, %w1\n\tpushfq\n\tpopq %0\n\t"
+                   "leaq 128(%%rsp), %%rsp"
+                   : "+r"(flags)
+                   : "r"(0x100)
+                   : "cc", "memory");
+      return flags;
+    };
+    return (after(others) & rflags::arithmetic) == rflags::arithmetic && (after(0) & others) == 0;
+  }();
+  return keeps;
+}
+
 // Displacements that still fit when the size of the access is added.
 bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacement < 0x7fff'0000; }
 
@@ -110,6 +129,7 @@ void BlockEmitter::end_loans() {
 
 void BlockEmitter::emit() {
   find_live_flags();
+  find_groups();
   head();
   for (unsigned i = 0; i < source_.size(); ++i) {
     steps_[i].host_offset = static_cast<u16>(e_.size());
@@ -139,33 +159,82 @@ void BlockEmitter::head() {
   begin_loans();
 }
 
-void BlockEmitter::instruction(unsigned i) {
-  const Source& s = source_[i];
-  if (s.copied) {
-    switch (s.decoded.op) {
-    case Op::nop:
-    case Op::endbr32:
-    case Op::endbr64:
-    case Op::prefetch:
-    case Op::prefetchw:
-    case Op::prefetchnta:
-    case Op::prefetcht0:
-    case Op::prefetcht1:
-    case Op::prefetcht2: return;
-    default: break;
-    }
-    const unsigned cold_before = cold_count_;
-    if (address_only(i) || stack(i) || control_flow(i) || vector(i) || division(i) || copied(i)) {
-      for (unsigned c = cold_before; c < cold_count_; ++c) {
-        if (cold_[c].kind != Cold::Kind::slow) continue;
-        cold_[c].back = e_.here();
-        cold_[c].host_flags = in_host_;
-        cold_[c].level = live_vectors_;
-      }
-      return;
-    }
+namespace {
+// Nothing to be done for them: hints.
+bool is_hint(Op op) {
+  switch (op) {
+  case Op::nop:
+  case Op::endbr32:
+  case Op::endbr64:
+  case Op::prefetch:
+  case Op::prefetchw:
+  case Op::prefetchnta:
+  case Op::prefetcht0:
+  case Op::prefetcht1:
+  case Op::prefetcht2: return true;
+  default: return false;
   }
-  stepped(i);
+}
+} // namespace
+
+// What emit_native() will make of the instruction, as far as lookups are concerned.
+GroupCandidate BlockEmitter::candidate(unsigned i) const {
+  const Decoded& d = source_[i].decoded;
+  if (!source_[i].copied) return {};
+  if (is_hint(d.op)) return {.access = std::nullopt, .neutral = true};
+  const Operand& o = d.operand[0];
+  switch (d.op) {
+  case Op::push:
+    if (d.operand_bytes != 8 || (!is_imm(o) && !(is_gpr(o) && o.bits == 64))) return {};
+    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
+  case Op::pop:
+    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64 || o.reg == rsp * 8) return {};
+    return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
+  case Op::ret:
+    if ((d.opcode & 0xfe) != 0xc2 || d.operand_bytes != 8 || (is_imm(o) && o.value > 64)) return {};
+    return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
+  case Op::call:
+    if (d.operand_bytes != 8 || !is_imm(o)) return {};
+    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
+  case Op::lea: {
+    const auto p = place_of(i);
+    return {.access = std::nullopt,
+            .neutral = o.bits != 16 && plan_.map[o.reg >> 3] != no_reg && p.has_value()};
+  }
+  default: break;
+  }
+  const auto form = copy_form(d);
+  if (!form || !can_copy(d, *form, plan_.map, d.has_memory)) return {};
+  if (!d.has_memory) return {.access = std::nullopt, .neutral = true};
+  const auto p = place_of(i);
+  if (!p || p->constant || p->segment == Seg::fs || p->segment == Seg::gs || p->address.base == no_reg ||
+      p->address.index != no_reg || d.memory_bits > 64)
+    return {};
+  return {.access = SimpleAccess{p->address.base, p->address.disp, static_cast<u8>(d.memory_bits / 8),
+                                 d.memory_written}};
+}
+
+void BlockEmitter::find_groups() {
+  std::array<GroupCandidate, max_insns> candidates;
+  for (unsigned i = 0; i < source_.size(); ++i) candidates[i] = candidate(i);
+  plan_lookups(source_, std::span(candidates).first(source_.size()), plan_,
+               std::span(group_).first(source_.size()));
+}
+
+bool BlockEmitter::emit_native(unsigned i) {
+  return is_hint(source_[i].decoded.op) || address_only(i) || stack(i) || control_flow(i) || vector(i) ||
+         division(i) || copied(i);
+}
+
+void BlockEmitter::instruction(unsigned i) {
+  if (!source_[i].copied || !emit_native(i)) return stepped(i);
+  for (unsigned c = 0; c < cold_count_; ++c) {
+    Cold& slow = cold_[c];
+    if (slow.kind != Cold::Kind::slow || slow.last != i) continue;
+    slow.back = e_.here();
+    slow.host_flags = in_host_;
+    slow.level = live_vectors_;
+  }
 }
 
 void BlockEmitter::stepped(unsigned i) {
@@ -232,8 +301,25 @@ BlockEmitter::Place BlockEmitter::stack_place(s32 displacement) const {
   return {.address = HostMem::at(guest_rsp, displacement), .segment = Seg::ss};
 }
 
-bool BlockEmitter::lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out,
+bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigned i, HostMem& out,
                           u16 misaligned) {
+  const LookupGroup& group = group_[i];
+  if (group.member) {
+    out = given.address;
+    out.index = scratch_b;
+    return true;
+  }
+  Place p = given;
+  if (group.last != 0) {
+    p.address.disp = group.lo;
+    size = group.span;
+    write = group.write;
+  }
+  const auto add_slow = [&] {
+    Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(Cond::ne));
+    slow.index = static_cast<u16>(i);
+    slow.last = group.last != 0 ? group.last : slow.index;
+  };
   const s32 tag = write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
   constexpr s32 addend = offsetof(TlbEntry, addend);
   if (p.constant) {
@@ -248,7 +334,7 @@ bool BlockEmitter::lookup(const Place& p, unsigned size, bool write, unsigned i,
       e_.mov_imm(scratch_a, page);
       e_.cmp(scratch_a, HostMem::at(scratch_b, at + tag));
     }
-    add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+    add_slow();
     host_flags_lost();
     e_.mov(scratch_b, HostMem::at(scratch_b, at + addend));
     if (fits32(p.linear)) {
@@ -274,7 +360,7 @@ bool BlockEmitter::lookup(const Place& p, unsigned size, bool write, unsigned i,
   }
   if (misaligned != 0) {
     e_.test8_imm(scratch_b, static_cast<u8>(misaligned));
-    add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+    add_slow();
   }
   if (size == 1) {
     e_.mov(scratch_a, scratch_b);
@@ -288,11 +374,11 @@ bool BlockEmitter::lookup(const Place& p, unsigned size, bool write, unsigned i,
   e_.add(scratch_b, HostMem::in_cpu(l_.tlb));
   e_.and_(scratch_a, -s32{page_size});
   e_.cmp(scratch_a, HostMem::at(scratch_b, tag));
-  add_cold(Cold::Kind::slow, e_.jcc(Cond::ne)).index = static_cast<u16>(i);
+  add_slow();
   host_flags_lost();
   e_.mov(scratch_b, HostMem::at(scratch_b, addend));
   if (p.address.index == no_reg && !based) {
-    out = p.address;
+    out = given.address;
     if (out.base == no_reg) {
       out.base = scratch_b;
     } else {
@@ -322,9 +408,17 @@ bool BlockEmitter::copied(unsigned i) {
   }
   const FlagUse& use = use_[i];
   // Flags that it needs, or leaves as they are for somebody who does.
-  const bool needs = use.reads != 0 || (use.writes != 0 && (live_after_[i] & ~use.writes) != 0);
-  if (needs && !in_host_) fetch_flags(!d.has_memory || memory.base != scratch_a);
+  const u64 passed_on = use.writes != 0 ? live_after_[i] & ~use.writes : 0;
+  const bool needs = use.reads != 0 || passed_on != 0;
+  // INC and DEC leave CF alone: it can be put back behind them, which takes less than having it there before.
+  const bool carry_only = use.reads == 0 && passed_on == rflags::cf && bt_keeps_other_flags();
+  const bool carry_later = needs && !in_host_ && carry_only;
+  if (needs && !in_host_ && !carry_later) fetch_flags(!d.has_memory || memory.base != scratch_a);
   copy(e_, d, *form, plan_.map, d.has_memory ? &memory : nullptr);
+  if (carry_later) {
+    static_assert(oszapc::cf == 1u << 8);
+    e_.bt16(HostMem::in_cpu(l_.flags), 8);
+  }
   if (use.writes != 0 || use.may_write) {
     in_host_ = true;
     in_memory_ = false;
@@ -407,7 +501,8 @@ bool BlockEmitter::division(unsigned i) {
   }
   host_flags_lost();
   const auto unless_handler = [&](Cond c) {
-    add_cold(Cold::Kind::slow, e_.jcc(c)).index = static_cast<u16>(i);
+    Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(c));
+    slow.index = slow.last = static_cast<u16>(i);
   };
   if (d.op == Op::div) {
     e_.cmp(wide, HostReg{rdx}, divisor);
@@ -582,6 +677,7 @@ void BlockEmitter::probe_constant(u64 target) {
 }
 
 void BlockEmitter::jump_indirect(unsigned i, s8 pushed) {
+  keep_flags();
   e_.mov(scratch_b, scratch_a);
   static_assert(sizeof(JumpEntry) == 16);
   e_.shr(scratch_b, 7);
@@ -608,9 +704,11 @@ void BlockEmitter::cold(const Cold& c) {
     break;
   case Cold::Kind::slow: {
     end_loans();
-    e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(c.index)));
-    call_thunk(thunks_.step);
-    if (source_[c.index].ends) break; // a step that ends the block does not come back
+    for (unsigned i = c.index; i <= c.last; ++i) {
+      e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(i)));
+      call_thunk(thunks_.step);
+    }
+    if (source_[c.last].ends) break; // a step that ends the block does not come back
     begin_loans();
     if (c.level != 0) call_thunk(thunks_.load_vectors); // the step has put them away
     if (c.host_flags) fetch_flags(true);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "x86/jit/flag_use.h"
+#include "x86/jit/lookup_groups.h"
 #include "x86/jit/register_plan.h"
 
 #include <array>
@@ -30,6 +31,7 @@ class BlockEmitter {
     u8* from = nullptr; // the rel32 that leads here
     u8* back = nullptr; // slow: where the block goes on
     u16 index = 0;      // slow: the instruction
+    u16 last = 0;       // slow: and those up to this one, which share its lookup
     bool host_flags =
         false;      // slow: the block goes on with the flags in the host's; link, jump: they are there only
     u64 target = 0; // link, jump
@@ -47,7 +49,10 @@ class BlockEmitter {
 
   void head();
   void find_live_flags();
+  void find_groups();
+  GroupCandidate candidate(unsigned i) const;
   void instruction(unsigned i);
+  bool emit_native(unsigned i);
   bool copied(unsigned i);
   bool vector(unsigned i);
   void make_vectors_live(unsigned i, u8 level);
@@ -101,6 +106,7 @@ class BlockEmitter {
   std::array<FlagUse, max_insns> use_;
   std::array<u64, max_insns> live_before_;
   std::array<u64, max_insns> live_after_;
+  std::array<LookupGroup, max_insns> group_;
   bool in_host_ = false, in_memory_ = false; // neither: nobody will ask for them
   bool ended_ = false;                       // by a jump
   u8 live_vectors_ = 0;                      // levels that are known to be

@@ -127,6 +127,15 @@ class Emitter {
     modrm(2, m);
   }
 
+  // BT of a word: CF becomes the bit.
+  void bt16(const HostMem& m, u8 number) {
+    byte_prefix(m, 0x66);
+    rex(false, 4, m);
+    bytes_of(0x0f, 0xba);
+    modrm(4, m);
+    byte(number);
+  }
+
   // --- flags; see oszapc ---
   void lahf() { byte(0x9f); }
   void sahf() { byte(0x9e); }

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which accesses share a lookup.
+#include "x86/jit/lookup_groups.h"
+
+#include "x86/jit/layout.h"
+
+#include <gtest/gtest.h>
+#include <vector>
+
+namespace ring3::x86::jit {
+namespace {
+
+// A block of instructions by their bytes, and what the emitter would say of each.
+class Groups {
+ public:
+  void add(std::vector<u8> bytes, GroupCandidate c, bool ends = false) {
+    Source s;
+    bytes.resize(16);
+    EXPECT_EQ(decode(bytes.data(), bytes.size(), 64, s.decoded), DecodeStatus::ok);
+    s.insn = Insn{};
+    s.insn.len = s.decoded.length;
+    s.copied = true;
+    s.ends = ends;
+    source_.push_back(s);
+    candidates_.push_back(c);
+  }
+  const std::vector<LookupGroup>& plan() {
+    unsigned count = 0;
+    const RegisterPlan registers = plan_registers(source_, count);
+    EXPECT_EQ(count, source_.size());
+    out_.resize(source_.size());
+    plan_lookups(source_, candidates_, registers, out_);
+    return out_;
+  }
+
+ private:
+  std::vector<Source> source_;
+  std::vector<GroupCandidate> candidates_;
+  std::vector<LookupGroup> out_;
+};
+
+GroupCandidate access(HostReg base, s32 disp, u8 size, bool write) {
+  return {.access = SimpleAccess{base, disp, size, write}};
+}
+constexpr GroupCandidate neutral{.access = std::nullopt, .neutral = true};
+
+TEST(LookupGroups, PushesAreOneStore) {
+  Groups g;
+  g.add({0x55}, access(guest_rsp, -8, 8, true));       // push rbp
+  g.add({0x53}, access(guest_rsp, -8, 8, true));       // push rbx
+  g.add({0x41, 0x54}, access(guest_rsp, -8, 8, true)); // push r12
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].last, 2);
+  EXPECT_EQ(p[0].lo, -24);
+  EXPECT_EQ(p[0].span, 24);
+  EXPECT_TRUE(p[0].write);
+  EXPECT_TRUE(p[1].member && p[2].member);
+}
+
+TEST(LookupGroups, FieldsOfAStructure) {
+  Groups g;
+  g.add({0x48, 0x8b, 0x47, 0x08}, access(rdi, 8, 8, false)); // mov rax, [rdi+8]
+  g.add({0x48, 0x01, 0xc8}, neutral);                        // add rax, rcx
+  g.add({0x48, 0x89, 0x47, 0x20}, access(rdi, 32, 8, true)); // mov [rdi+32], rax
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].last, 2);
+  EXPECT_EQ(p[0].lo, 8);
+  EXPECT_EQ(p[0].span, 32);
+  EXPECT_TRUE(p[0].write);
+  EXPECT_FALSE(p[1].member);
+  EXPECT_TRUE(p[2].member);
+}
+
+TEST(LookupGroups, ANewBaseIsAnotherGroup) {
+  Groups g;
+  g.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));       // mov rax, [rdi]
+  g.add({0x48, 0x8b, 0x7f, 0x08}, access(rdi, 8, 8, false)); // mov rdi, [rdi+8], which still shares it
+  g.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));       // mov rax, [rdi]: of the new one
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].last, 1);
+  EXPECT_TRUE(p[1].member);
+  EXPECT_FALSE(p[2].member);
+}
+
+TEST(LookupGroups, FarApartOrInterruptedIsNone) {
+  Groups far;
+  far.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));
+  far.add({0x48, 0x8b, 0x87, 0, 1, 0, 0}, access(rdi, 256, 8, false)); // mov rax, [rdi+256]
+  EXPECT_EQ(far.plan()[0].last, 0);
+  Groups interrupted;
+  interrupted.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));
+  interrupted.add({0x0f, 0xa2}, {}); // cpuid
+  interrupted.add({0x48, 0x8b, 0x47, 0x08}, access(rdi, 8, 8, false));
+  EXPECT_EQ(interrupted.plan()[0].last, 0);
+}
+
+TEST(LookupGroups, TheStackPointerIsFollowed) {
+  Groups g;
+  g.add({0x53}, access(guest_rsp, -8, 8, true));                  // push rbx
+  g.add({0x48, 0x83, 0xec, 0x10}, neutral);                       // sub rsp, 16
+  g.add({0x48, 0x89, 0x04, 0x24}, access(guest_rsp, 0, 8, true)); // mov [rsp], rax
+  g.add({0x48, 0x83, 0xc4, 0x10}, neutral);                       // add rsp, 16
+  g.add({0x5b}, access(guest_rsp, 0, 8, false));                  // pop rbx
+  g.add({0xc3}, access(guest_rsp, 0, 8, false), true);            // ret
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].last, 5);
+  EXPECT_EQ(p[0].lo, -24);
+  EXPECT_EQ(p[0].span, 32);
+}
+
+} // namespace
+} // namespace ring3::x86::jit
