@@ -223,7 +223,7 @@ void BlockEmitter::find_groups() {
 
 bool BlockEmitter::emit_native(unsigned i) {
   return is_hint(source_[i].decoded.op) || address_only(i) || stack(i) || control_flow(i) || vector(i) ||
-         division(i) || copied(i);
+         division(i) || privileged(i) || copied(i);
 }
 
 void BlockEmitter::instruction(unsigned i) {
@@ -525,12 +525,44 @@ bool BlockEmitter::division(unsigned i) {
   return true;
 }
 
+// In ring 0, where they are a few words of the Cpu. Elsewhere the handlers know whether they are allowed.
+bool BlockEmitter::privileged(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  if (d.op != Op::cli && d.op != Op::swapgs) return false;
+  if (live_before_[i] != 0) keep_flags();
+  host_flags_lost();
+  e_.cmp8_imm(HostMem::in_cpu(l_.cpl), 0);
+  Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(Cond::ne));
+  slow.index = slow.last = static_cast<u16>(i);
+  if (d.op == Op::cli) {
+    e_.and_imm(HostMem::in_cpu(l_.system_flags), ~static_cast<s32>(rflags::if_));
+    return true;
+  }
+  e_.mov(scratch_a, HostMem::in_cpu(l_.gs_base));
+  e_.mov(scratch_b, HostMem::in_cpu(l_.kernel_gs_base));
+  e_.mov(HostMem::in_cpu(l_.kernel_gs_base), scratch_a);
+  e_.mov(HostMem::in_cpu(l_.gs_base), scratch_b);
+  e_.mov(HostMem::in_cpu(l_.segment_base[static_cast<unsigned>(Seg::gs)]), scratch_b);
+  return true;
+}
+
 bool BlockEmitter::stack(unsigned i) {
   const Decoded& d = source_[i].decoded;
   const Operand& o = d.operand[0];
   HostMem at;
   switch (d.op) {
   case Op::push: {
+    if (d.operand_bytes == 8 && o.kind == Operand::Kind::mem && d.memory_bits == 64) {
+      const auto p = place_of(i);
+      if (!p || !lookup(*p, 8, false, i, at)) return false;
+      e_.mov(scratch_a, at);
+      e_.mov(HostMem::in_cpu(l_.target), scratch_a);
+      static_cast<void>(lookup(stack_place(-8), 8, true, i, at));
+      e_.mov(scratch_a, HostMem::in_cpu(l_.target));
+      e_.mov(at, scratch_a);
+      e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
+      return true;
+    }
     if (d.operand_bytes != 8 || (!is_imm(o) && !(is_gpr(o) && o.bits == 64))) return false;
     const HostReg from = is_gpr(o) ? plan_.map[o.reg >> 3] : no_reg;
     if (!lookup(stack_place(-8), 8, true, i, at)) return false;
@@ -544,10 +576,10 @@ bool BlockEmitter::stack(unsigned i) {
     return true;
   }
   case Op::pop: {
-    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64 || o.reg == rsp * 8) return false;
+    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64) return false;
     if (!lookup(stack_place(0), 8, false, i, at)) return false;
     e_.mov(plan_.map[o.reg >> 3], at);
-    e_.lea(guest_rsp, HostMem::at(guest_rsp, 8));
+    if (o.reg != rsp * 8) e_.lea(guest_rsp, HostMem::at(guest_rsp, 8));
     return true;
   }
   case Op::leave:

@@ -59,6 +59,7 @@ class BlockEmitter {
   bool stack(unsigned i);
   bool address_only(unsigned i);
   bool division(unsigned i);
+  bool privileged(unsigned i);
   bool control_flow(unsigned i);
   void stepped(unsigned i);
   void end_of_block();

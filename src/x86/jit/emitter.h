@@ -107,6 +107,11 @@ class Emitter {
     modrm(0, r);
     byte(value);
   }
+  void cmp8_imm(const HostMem& m, u8 value) {
+    op_rm(false, 0x80, 7, m);
+    byte(value);
+  }
+  void and_imm(const HostMem& m, s32 value) { mem_imm(true, 4, m, value); }
   void mov8_imm(const HostMem& m, u8 value) {
     op_rm(false, 0xc6, 0, m);
     byte(value);

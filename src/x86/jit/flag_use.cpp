@@ -53,6 +53,8 @@ FlagUse flag_use(const Decoded& d) {
   case Op::not_:
   case Op::div: // undefined: ours leave them alone
   case Op::idiv:
+  case Op::cli:
+  case Op::swapgs:
   case Op::push:
   case Op::pop:
   case Op::leave:

@@ -83,6 +83,10 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.saved_rax = from_gs(&cpu.translation_.saved_rax);
   layout.jumps = from_gs(&cpu.translation_.jumps);
   layout.target = from_gs(&cpu.translation_.target);
+  layout.cpl = from_gs(&cpu.state.cpl);
+  layout.system_flags = from_gs(&cpu.state.system_flags);
+  layout.gs_base = from_gs(&cpu.state.segment(Seg::gs).base);
+  layout.kernel_gs_base = from_gs(&cpu.state.kernel_gs_base);
   layout.vectors_usable = from_gs(&cpu.translation_.vectors_usable);
   layout.vectors_live = from_gs(&cpu.translation_.vectors_live);
   layout.host_mxcsr = from_gs(&cpu.translation_.host_mxcsr);

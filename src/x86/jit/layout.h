@@ -18,6 +18,10 @@ struct Layout {
   s32 saved_rax = 0;
   s32 jumps = 0;
   s32 target = 0;
+  s32 cpl = 0;
+  s32 system_flags = 0;
+  s32 gs_base = 0; // that in CpuState::seg
+  s32 kernel_gs_base = 0;
   s32 vectors_usable = 0;
   s32 vectors_live = 0;
   s32 host_mxcsr = 0;

@@ -96,6 +96,9 @@ std::string Lockstep::difference(const TranslatedBlock& t, const Outcome& a, con
   const u64 wanted = a.aborted ? t.steps[a.index].live_flags : rflags::arithmetic;
   if (((a.state.rflags() ^ b.state.rflags()) & wanted) != 0) return "flags";
   if (a.state.system_flags != b.state.system_flags) return "system flags";
+  if (a.state.segment(Seg::gs).base != b.state.segment(Seg::gs).base ||
+      a.state.kernel_gs_base != b.state.kernel_gs_base)
+    return "GS base";
   if (!log_.same_again()) return "what was stored";
   return {};
 }

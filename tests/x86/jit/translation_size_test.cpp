@@ -26,6 +26,10 @@ Layout layout() {
   l.saved_rax = 0x2208;
   l.jumps = 0x2210;
   l.target = 0x2218;
+  l.cpl = 0x310;
+  l.system_flags = 0x308;
+  l.gs_base = 0x318;
+  l.kernel_gs_base = 0x320;
   l.vectors_usable = 0x2220;
   l.vectors_live = 0x2221;
   l.host_mxcsr = 0x2224;
@@ -93,6 +97,10 @@ const Golden goldens[] = {
     {"lock inc qword [rdi]", {0xf0, 0x48, 0xff, 0x07}, 53},
     {"div rbx", {0x48, 0xf7, 0xf3}, 12},
     {"mov rax, gs:[rip+8]", {0x65, 0x48, 0x8b, 0x05, 8, 0, 0, 0}, 77},
+    {"push [rdi+8]", {0xff, 0x77, 0x08}, 129},
+    {"pop rsp", {0x5c}, 51},
+    {"cli", {0xfa}, 28},
+    {"swapgs", {0x0f, 0x01, 0xf8}, 60},
     {"push rbx", {0x53}, 58},
     {"pop rbx", {0x5b}, 55},
     {"addsd xmm0, xmm1", {0xf2, 0x0f, 0x58, 0xc1}, 19},
