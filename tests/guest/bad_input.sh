@@ -112,6 +112,7 @@ multiboot "$t/halt" '\xfa\xf4\xeb\xfd' # cli; hlt; jmp to the hlt
 for memory in 0 1K 99999T 18446744073709551616 abc '' -1; do
   refused "--memory '$memory'" 2 --kernel "$t/halt" --memory="$memory"
 done
+for engine in '' tcg JIT; do refused "--engine '$engine'" 2 --kernel "$t/halt" --engine="$engine"; done
 for cpus in 0 1025 99999999999 abc '' -1; do refused "--cpus '$cpus'" 2 --kernel "$t/halt" --cpus="$cpus"; done
 for cpu in unheard-of max,+unheard-of max,-unheard-of max,sse ','; do
   refused "--cpu '$cpu'" 2 --kernel "$t/halt" --cpu "$cpu"

@@ -6,6 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ring3=${RING3:-$root/build/bin/ring3}
 kernel=()
+engine=()
 cpu_counts=(1 2 8)
 boots=0
 limit=${RING3_BOOT_SECONDS:-240}
@@ -17,6 +18,7 @@ Usage: tests/guest/boot.sh [OPTIONS]
 Boots a Debian kernel with ring3 and checks what comes out.
 
   --kernel FILE   this kernel instead of the newest one at hand
+  --engine NAME   this engine instead of the default (see ring3 run --help)
   --cpus LIST     CPU counts to boot with, separated by commas (default 1,2,8)
   --cpus-only     only the boots, not the checks of exit codes and pipes
   --boots N       N more boots with 2 CPUs, one after another
@@ -33,6 +35,7 @@ usage_error() {
 while [[ $# -gt 0 ]]; do
   case $1 in
     --kernel) kernel=(--kernel "${2:?--kernel needs a file}") && shift ;;
+    --engine) engine=(--engine "${2:?--engine needs a name}") && shift ;;
     --cpus) IFS=, read -r -a cpu_counts <<<"${2:?--cpus needs a list}" && shift ;;
     --cpus-only) only_cpus=true ;;
     --boots) boots=${2:?--boots needs a number} && shift ;;
@@ -54,7 +57,7 @@ name=${name##*/}
 expect() {
   local what=$1 want_code=$2 want_output=$3 code=0
   shift 3
-  limited "$limit" "$ring3" run --quiet "${kernel[@]}" "$@" >"$out" 2>"$err" || code=$?
+  limited "$limit" "$ring3" run --quiet "${kernel[@]}" "${engine[@]}" "$@" >"$out" 2>"$err" || code=$?
   if [[ $code -ne $want_code ]]; then
     failed "$what" "exit code $code, not $want_code; $(tail_of "$err")"
   elif [[ $(<"$out") != "$want_output" ]]; then
@@ -75,7 +78,7 @@ if ! $only_cpus; then
   # Standard error is its own stream, and arguments arrive as they were given.
   code=0
   # shellcheck disable=SC2016 # expanded in the guest
-  limited "$limit" "$ring3" run --quiet "${kernel[@]}" -- sh -c 'echo "$1"; echo oops >&2' sh "a  'b" \
+  limited "$limit" "$ring3" run --quiet "${kernel[@]}" "${engine[@]}" -- sh -c 'echo "$1"; echo oops >&2' sh "a  'b" \
     </dev/null >"$out" 2>"$err" || code=$?
   if [[ $code -eq 0 && $(<"$out") == "a  'b" && $(tr -d '\r' <"$err") == oops ]]; then
     ok "$name: arguments and standard error pass through"
@@ -87,7 +90,7 @@ if ! $only_cpus; then
   code=0
   # shellcheck disable=SC2016 # expanded in the guest
   printf 'echo six-times-seven-is-$((6*7))\npoweroff -f\n' |
-    limited "$limit" "$ring3" run --quiet "${kernel[@]}" >"$out" 2>"$err" || code=$?
+    limited "$limit" "$ring3" run --quiet "${kernel[@]}" "${engine[@]}" >"$out" 2>"$err" || code=$?
   if [[ $code -eq 0 ]] && grep -q six-times-seven-is-42 "$out"; then
     ok "$name: a shell on the serial console"
   else
