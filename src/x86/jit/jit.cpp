@@ -223,6 +223,7 @@ TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
   const GuestPhys physical = code.physical + offset;
   kvm::CodePage* const watch = cpu_.mmu.code_watch().page(physical);
   if (watch == nullptr) return nullptr;
+  if (store_->heap.bytes() > Store::most_memory) flush();
 
   TranslatedPage* const page = page_of(linear - offset, host - offset, watch);
   static_cast<void>(valid(*page));

@@ -10,6 +10,7 @@
 #include "x86/cpu/executor.h"
 #include "x86/cpu/translation_context.h"
 #include "x86/jit/block_emitter.h"
+#include "x86/jit/counted_memory.h"
 #include "x86/jit/guest_turn.h"
 #include "x86/jit/signal_frame.h"
 #include "x86/jit/translator.h"
@@ -52,10 +53,14 @@ class Jit final : public Executor {
     Store(Cpu& cpu, std::unique_ptr<CodeCache> cache);
 
     std::unique_ptr<CodeCache> cache;
-    std::pmr::monotonic_buffer_resource memory;
+    CountedMemory heap;
+    std::pmr::monotonic_buffer_resource memory{&heap};
     Layout layout;
     Thunks thunks;
     std::size_t thunk_bytes = 0;
+    // Of what describes translations. A guest that executes little on each of very many pages, or nothing but
+    // NOPs, needs much of it for little code.
+    static constexpr std::size_t most_memory = std::size_t{128} << 20;
 
     static constexpr unsigned table_bits = 14;
     static constexpr unsigned page_bits = 10;
