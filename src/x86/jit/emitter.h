@@ -53,7 +53,6 @@ class Emitter {
   void mov(HostReg to, HostReg from) { op_rr(true, 0x8b, to, from); }
   void mov(HostReg to, const HostMem& from) { op_rm(true, 0x8b, to, from); }
   void mov(const HostMem& to, HostReg from) { op_rm(true, 0x89, from, to); }
-  void mov32(HostReg to, const HostMem& from) { op_rm(false, 0x8b, to, from); }
   void mov16(const HostMem& to, HostReg from) {
     byte_prefix(to, 0x66);
     op_rm_after_prefix(false, 0x89, from, to);
@@ -156,11 +155,6 @@ class Emitter {
   u8* jmp() {
     byte(0xe9);
     return rel32();
-  }
-  void jmp_to(const u8* target) { aim(jmp(), target); }
-  void call_to(const u8* target) {
-    byte(0xe8);
-    aim(rel32(), target);
   }
   void jmp(const HostMem& m) { op_rm(false, 0xff, 4, m); }
   void jmp(HostReg r) {

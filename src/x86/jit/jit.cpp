@@ -280,8 +280,6 @@ TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
   bucket = made;
   store_->in_order.push_back(made);
   ++statistics_.translations;
-  statistics_.translated_insns += made->count;
-  statistics_.code_bytes = store_->cache->used();
   return made;
 }
 
@@ -300,7 +298,6 @@ void Jit::follow(const Exit& x, TranslatedBlock& to) {
 
 u64 Jit::step(Cpu* cpu, const StepSite* s) {
   auto& jit = static_cast<Jit&>(*cpu->executor_);
-  ++jit.statistics_.stepped;
   cpu->insn_start_ = s->ip;
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
   const Step result = s->insn.handler(*cpu, s->insn);
@@ -324,7 +321,6 @@ bool Jit::settle(const StepSite& s) {
 }
 
 bool Jit::execute(TranslatedBlock& t) {
-  ++statistics_.entries;
   const u64 left = cpu_.poll_at - cpu_.instructions;
   entry_budget_ = static_cast<s32>(std::min<u64>(left, std::numeric_limits<s32>::max()));
   cpu_.translation_.budget = entry_budget_;

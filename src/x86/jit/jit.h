@@ -23,12 +23,8 @@ namespace ring3::x86::jit {
 
 struct Statistics {
   u64 translations = 0; // blocks
-  u64 translated_insns = 0;
-  u64 code_bytes = 0;
-  u64 flushes = 0;  // of the whole cache
-  u64 entries = 0;  // from the dispatcher
-  u64 stepped = 0;  // instructions that a translated block left to the interpreter
-  u64 compared = 0; // blocks, with Lockstep
+  u64 flushes = 0;      // of everything that was translated; the first when there was nothing yet
+  u64 compared = 0;     // blocks, with Lockstep
 };
 
 class Lockstep;
