@@ -228,8 +228,9 @@ bool can_copy(const Decoded& d, const CopyForm& f, const RegisterMap& map, bool 
   return !memory && !x.needs_rex && x.reg < 8 && x.rm < 8 && (rex_of(d) & rex_w) == 0;
 }
 
-void copy_prefixes(Emitter& e, const Decoded& d) {
-  for (unsigned i = 0; i < d.length; ++i) {
+unsigned copy_prefixes(Emitter& e, const Decoded& d) {
+  unsigned i = 0;
+  for (; i < d.length; ++i) {
     switch (const u8 b = d.bytes[i]) {
     case 0x66:
     case 0xf0:
@@ -243,9 +244,10 @@ void copy_prefixes(Emitter& e, const Decoded& d) {
     case 0x65:
     case 0x67: break;
     default:
-      if ((b & 0xf0) != 0x40) return;
+      if ((b & 0xf0) != 0x40) return i;
     }
   }
+  return i;
 }
 
 void copy(Emitter& e, const Decoded& d, const CopyForm& f, const RegisterMap& map, const HostMem* memory) {

@@ -26,8 +26,8 @@ struct CopyForm {
 std::optional<CopyForm> copy_form(const Decoded& d);
 
 // Writes those prefixes of a legacy instruction that are not in its new memory operand: no segment, no
-// address size, and no REX, which the caller puts behind them.
-void copy_prefixes(Emitter& e, const Decoded& d);
+// address size, and no REX, which the caller puts behind them. The offset of the opcode.
+unsigned copy_prefixes(Emitter& e, const Decoded& d);
 
 // Whether it can be written at all with this map: AH to BH cannot be named together with registers that need
 // a prefix. `memory`: the operand to take the place of the guest's.

@@ -17,22 +17,6 @@ struct Fields {
   Extension ext;
 };
 
-bool is_prefix(u8 b) {
-  switch (b) {
-  case 0x66:
-  case 0xf2:
-  case 0xf3:
-  case 0x26:
-  case 0x2e:
-  case 0x36:
-  case 0x3e:
-  case 0x64:
-  case 0x65:
-  case 0x67: return true;
-  default: return (b & 0xf0) == 0x40;
-  }
-}
-
 Fields host_fields(const Decoded& d, const RegisterMap& map, const HostMem* memory) {
   Fields f;
   f.reg = d.modrm >> 3 & 7;
@@ -92,9 +76,8 @@ void copy_vector(Emitter& e, const Decoded& d, const RegisterMap& map, const Hos
   };
   unsigned at = 0; // the opcode
   if (d.encoding == Encoding::legacy) {
-    copy_prefixes(e, d);
+    at = copy_prefixes(e, d);
     const u8 wide = d.rex_offset != 0xff ? d.bytes[d.rex_offset] & 8 : 0;
-    while (is_prefix(d.bytes[at])) ++at;
     const auto rex = static_cast<u8>(0x40 | wide | (f.ext.r ? 4 : 0) | (f.ext.x ? 2 : 0) | (f.ext.b ? 1 : 0));
     if (rex != 0x40) e.byte(rex);
   } else if (d.encoding == Encoding::vex) {
