@@ -38,6 +38,22 @@ bool bt_keeps_other_flags() {
   return keeps;
 }
 
+// The forms of stack instructions that are one access of eight bytes. find_groups() and the emission have to
+// agree on them.
+bool pushes_value(const Decoded& d) {
+  const Operand& o = d.operand[0];
+  return d.op == Op::push && d.operand_bytes == 8 && (is_imm(o) || (is_gpr(o) && o.bits == 64));
+}
+bool pops_register(const Decoded& d) {
+  const Operand& o = d.operand[0];
+  return d.op == Op::pop && d.operand_bytes == 8 && is_gpr(o) && o.bits == 64;
+}
+bool returns_near(const Decoded& d) {
+  const Operand& o = d.operand[0];
+  return d.op == Op::ret && (d.opcode & 0xfe) == 0xc2 && d.operand_bytes == 8 &&
+         (!is_imm(o) || o.value <= 64);
+}
+
 // Displacements that still fit when the size of the access is added.
 bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacement < 0x7fff'0000; }
 
@@ -185,13 +201,13 @@ GroupCandidate BlockEmitter::candidate(unsigned i) const {
   const Operand& o = d.operand[0];
   switch (d.op) {
   case Op::push:
-    if (d.operand_bytes != 8 || (!is_imm(o) && !(is_gpr(o) && o.bits == 64))) return {};
+    if (!pushes_value(d)) return {};
     return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
   case Op::pop:
-    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64 || o.reg == rsp * 8) return {};
+    if (!pops_register(d)) return {};
     return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
   case Op::ret:
-    if ((d.opcode & 0xfe) != 0xc2 || d.operand_bytes != 8 || (is_imm(o) && o.value > 64)) return {};
+    if (!returns_near(d)) return {};
     return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
   case Op::call:
     if (d.operand_bytes != 8 || !is_imm(o)) return {};
@@ -563,7 +579,7 @@ bool BlockEmitter::stack(unsigned i) {
       e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
       return true;
     }
-    if (d.operand_bytes != 8 || (!is_imm(o) && !(is_gpr(o) && o.bits == 64))) return false;
+    if (!pushes_value(d)) return false;
     const HostReg from = is_gpr(o) ? plan_.map[o.reg >> 3] : no_reg;
     if (!lookup(stack_place(-8), 8, true, i, at)) return false;
     if (is_gpr(o)) {
@@ -576,7 +592,7 @@ bool BlockEmitter::stack(unsigned i) {
     return true;
   }
   case Op::pop: {
-    if (d.operand_bytes != 8 || !is_gpr(o) || o.bits != 64) return false;
+    if (!pops_register(d)) return false;
     if (!lookup(stack_place(0), 8, false, i, at)) return false;
     e_.mov(plan_.map[o.reg >> 3], at);
     if (o.reg != rsp * 8) e_.lea(guest_rsp, HostMem::at(guest_rsp, 8));
@@ -663,9 +679,8 @@ bool BlockEmitter::control_flow(unsigned i) {
     break;
   }
   case Op::ret: {
+    if (!returns_near(d)) return false;
     const u64 more = is_imm(o) ? o.value : 0;
-    const bool near = (d.opcode & 0xfe) == 0xc2;
-    if (!near || d.operand_bytes != 8 || more > 64) return false;
     if (!lookup(stack_place(0), 8, false, i, at)) return false;
     e_.mov(scratch_a, at);
     e_.lea(guest_rsp, HostMem::at(guest_rsp, static_cast<s32>(8 + more)));
