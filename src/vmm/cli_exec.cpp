@@ -30,6 +30,7 @@ int cli_exec(const ExecOptions& options) {
   if (!variables) return report(variables.error());
   if (const auto ok = check_preloadable(options.command.front()); !ok) return report(ok.error());
   if (const auto ok = x86::check_host(); !ok) return report(ok.error());
+  if (const auto ok = x86::check_engine(*parse_engine(options.engine)); !ok) return report(ok.error());
   if (!options.stats.empty()) {
     // Now, because the library inside the program has nobody to tell.
     if (const int fd = open(options.stats.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);

@@ -143,6 +143,7 @@ Result<int> run(const RunOptions& options) {
   if (const Result<void> host = x86::check_host(); !host) return std::unexpected(host.error());
   const Result<x86::Engine> engine = parse_engine(options.engine);
   if (!engine) return std::unexpected(engine.error());
+  if (const Result<void> ok = x86::check_engine(*engine); !ok) return std::unexpected(ok.error());
   const Result<u64> memory = parse_memory(options.memory);
   if (!memory) return std::unexpected(memory.error());
   const Result<u32> cpus = parse_cpus(options.cpus);

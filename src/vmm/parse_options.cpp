@@ -60,7 +60,6 @@ Result<x86::Engine> parse_engine(std::string_view text) {
   if (!engine)
     return fail(fmt::format("there is no engine '{}'", text), "use --engine jit, interp or lockstep",
                 exit_usage);
-  if (const auto ok = x86::check_engine(*engine); !ok) return std::unexpected(ok.error());
   return *engine;
 }
 
