@@ -13,6 +13,8 @@
 #include <linux/kvm.h>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 namespace ring3::kvm {
 
@@ -45,6 +47,8 @@ class VcpuApi {
 
   // Instructions this vCPU has retired since it was made.
   virtual u64 instructions() const = 0;
+  // What executes them has to say about itself, in lines. Any thread.
+  virtual std::vector<std::string> executor_stats() const = 0;
 };
 
 class VmApi {

@@ -132,7 +132,9 @@ void print_stats(const Machine& machine, u64 nanoseconds) {
   const double seconds = static_cast<double>(nanoseconds) / 1e9;
   u64 total = 0, index = 0;
   for (const Machine::CpuStats& s : machine.stats()) {
-    say(fmt::format("ring3: stats: cpu {}: {} instructions, {} exits", index++, s.instructions, s.exits));
+    say(fmt::format("ring3: stats: cpu {}: {} instructions, {} exits", index, s.instructions, s.exits));
+    for (const std::string& line : s.executor) say(fmt::format("ring3: stats: cpu {}: {}", index, line));
+    ++index;
     total += s.instructions;
   }
   say(fmt::format("ring3: stats: {:.3f} s, {} instructions, {:.1f} million a second", seconds, total,

@@ -207,7 +207,7 @@ std::optional<u64> Machine::service_devices() {
 
 std::vector<Machine::CpuStats> Machine::stats() const {
   std::vector<CpuStats> all;
-  for (const auto& cpu : cpus_) all.push_back({cpu->api->instructions(), cpu->exits});
+  for (const auto& cpu : cpus_) all.push_back({cpu->api->instructions(), cpu->exits, cpu->api->executor_stats()});
   return all;
 }
 

@@ -81,6 +81,7 @@ class Machine {
   const GuestRam& ram() const { return ram_; }
   struct CpuStats {
     u64 instructions, exits;
+    std::vector<std::string> executor; // what executes them says about itself
   };
   std::vector<CpuStats> stats() const;
 

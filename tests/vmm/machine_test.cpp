@@ -44,6 +44,7 @@ class MockVcpu final : public kvm::VcpuApi {
   int interrupt(u32) override { return 0; }
   int nmi() override { return 0; }
   u64 instructions() const override { return next_; }
+  std::vector<std::string> executor_stats() const override { return {}; }
 
   u8* io_data() { return page_.data() + data_offset; }
   static constexpr u64 data_offset = 4096;

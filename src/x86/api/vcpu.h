@@ -48,6 +48,13 @@ class Vcpu final : public kvm::VcpuApi,
   int interrupt(u32 vector) override;
   int nmi() override;
   u64 instructions() const override { return cpu_.instructions; }
+  std::vector<std::string> executor_stats() const override {
+    return cpu_.executor() != nullptr ? cpu_.executor()->stats_lines() : std::vector<std::string>{};
+  }
+  // A member of a JSON object behind a comma, or nothing.
+  std::string executor_stats_json() const {
+    return cpu_.executor() != nullptr ? ',' + cpu_.executor()->stats_json() : std::string{};
+  }
 
   // --- kvm::VcpuStateApi ---
   int get_fpu(kvm_fpu& out) override;

@@ -77,9 +77,10 @@ std::string Vm::stats_json() {
   std::string out =
       fmt::format("\"vm\":{{{}}},\"vcpus\":[", kvm::stats_json(kvm::StatsLayout::vm(), &*stats_));
   for (const auto& v : vcpus_) {
-    out += fmt::format("{}{{\"id\":{},\"instructions\":{},{}}}", v == vcpus_.front() ? "" : ",",
+    out += fmt::format("{}{{\"id\":{},\"instructions\":{},{}{}}}", v == vcpus_.front() ? "" : ",",
                        v->generic().id(), v->instructions(),
-                       kvm::stats_json(kvm::StatsLayout::vcpu(), &v->generic().stats()));
+                       kvm::stats_json(kvm::StatsLayout::vcpu(), &v->generic().stats()),
+                       v->executor_stats_json());
   }
   return out + ']';
 }

@@ -150,6 +150,7 @@ class Cpu {
   // Null, which is what there is at first: the interpreter.
   void set_executor(std::unique_ptr<Executor> executor) { executor_ = std::move(executor); }
   Executor* executor() { return executor_.get(); }
+  const Executor* executor() const { return executor_.get(); }
 
   // Delivers an external interrupt, NMI or re-injected event now. False: it ended in a triple fault or needs
   // user space.

@@ -4,7 +4,8 @@
 
 #include "base/types.h"
 
-#include <span>
+#include <string>
+#include <vector>
 
 namespace ring3::x86 {
 
@@ -29,6 +30,9 @@ class Executor {
   // The thread was taken out of the middle of translated code. Brings the Cpu's registers to where the
   // guest's instruction began, and true; false: the host was elsewhere. Async-signal-safe.
   virtual bool recover(const HostRegisters& host) = 0;
+  // What it has done: a member of a JSON object, and lines for people. Any thread.
+  virtual std::string stats_json() const = 0;
+  virtual std::vector<std::string> stats_lines() const = 0;
 };
 
 } // namespace ring3::x86

@@ -16,7 +16,7 @@ struct JumpEntry {
 };
 
 struct JumpTable {
-  static constexpr unsigned bits = 12;
+  static constexpr unsigned bits = 14;
   static constexpr unsigned entries = 1u << bits;
   static constexpr u64 no_target = 0x8000'0000'0000'0000; // not canonical
   static constexpr unsigned index(u64 target) {
@@ -25,7 +25,7 @@ struct JumpTable {
   }
   std::array<JumpEntry, entries> entry;
   // Which entries are in use, as long as they are few: address spaces often change before they are many.
-  std::array<u16, 512> filled;
+  std::array<u16, 1024> filled;
   unsigned fills = entries; // at first all of them are to be cleared
 
   void put(u64 target, const u8* code) {

@@ -88,6 +88,9 @@ struct Decoded {
 
 enum class DecodeStatus : u8 { ok, need_more, invalid, too_long };
 
+// What Decoded::mnemonic stands for, in lower case.
+const char* mnemonic_name(u16 mnemonic);
+
 // Decodes one instruction of `size` available bytes for 16-, 32- or 64-bit code.
 DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out);
 

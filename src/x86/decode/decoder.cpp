@@ -604,4 +604,9 @@ DecodeStatus decode(const u8* bytes, u64 size, unsigned code_bits, Decoded& out)
   return DecodeStatus::ok;
 }
 
+const char* mnemonic_name(u16 mnemonic) {
+  const char* const name = ZydisMnemonicGetString(static_cast<ZydisMnemonic>(mnemonic));
+  return name != nullptr ? name : "?";
+}
+
 } // namespace ring3::x86

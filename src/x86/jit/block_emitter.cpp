@@ -15,6 +15,8 @@ namespace {
 bool is_gpr(const Operand& o) { return o.kind == Operand::Kind::gpr; }
 bool is_imm(const Operand& o) { return o.kind == Operand::Kind::imm; }
 
+Cond opposite(Cond c) { return static_cast<Cond>(static_cast<u8>(c) ^ 1); }
+
 bool fits32(u64 v) { return static_cast<s64>(v) == static_cast<s32>(v); }
 
 constexpr u64 page_of(u64 linear) { return linear & ~page_offset_mask; }
@@ -48,12 +50,6 @@ bool pops_register(const Decoded& d) {
   const Operand& o = d.operand[0];
   return d.op == Op::pop && d.operand_bytes == 8 && is_gpr(o) && o.bits == 64;
 }
-bool returns_near(const Decoded& d) {
-  const Operand& o = d.operand[0];
-  return d.op == Op::ret && (d.opcode & 0xfe) == 0xc2 && d.operand_bytes == 8 &&
-         (!is_imm(o) || o.value <= 64);
-}
-
 // Displacements that still fit when the size of the access is added.
 bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacement < 0x7fff'0000; }
 
@@ -81,12 +77,19 @@ Exit* BlockEmitter::make_exit(Exit::Kind kind, u64 target) {
 
 // --- flags ---
 
-// From the end: at the end of a block, whoever comes next may want them.
+// From the end. Where a block is left, whoever comes next may want some of them.
 void BlockEmitter::find_live_flags() {
   u64 live = rflags::arithmetic;
   for (auto i = static_cast<unsigned>(source_.size()); i-- > 0;) {
-    use_[i] = flag_use(source_[i].decoded);
-    if (!source_[i].copied) use_[i] = {.reads = rflags::arithmetic};
+    const Source& s = source_[i];
+    use_[i] = s.copied ? flag_use(s.decoded) : FlagUse{.reads = rflags::arithmetic};
+    const JumpForm form = s.copied ? jump_form(s.decoded) : JumpForm::none;
+    if (form == JumpForm::condition) {
+      live = (followed(i) ? live : 0) | s.flags_at_target | s.flags_behind;
+    } else if (form == JumpForm::jump || form == JumpForm::call) {
+      use_[i] = {};
+      if (!followed(i)) live = s.flags_at_target;
+    }
     live_after_[i] = live;
     live = (live & ~use_[i].writes) | use_[i].reads;
     live_before_[i] = live;
@@ -152,7 +155,10 @@ void BlockEmitter::emit() {
     instruction(i);
   }
   if (!ended_) end_of_block();
-  for (unsigned i = 0; i < cold_count_; ++i) cold(cold_[i]);
+  for (unsigned i = 0; i < cold_count_; ++i) {
+    const Cold c = cold_[i]; // it may add others
+    cold(c);
+  }
   t_.code = executable_;
   t_.end = executable(e_.here());
 }
@@ -207,8 +213,10 @@ GroupCandidate BlockEmitter::candidate(unsigned i) const {
     if (!pops_register(d)) return {};
     return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
   case Op::ret:
-    if (!returns_near(d)) return {};
+    if (jump_form(d) != JumpForm::ret) return {};
     return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
+  case Op::jcc:
+  case Op::jmp: return {.access = std::nullopt, .neutral = followed(i)};
   case Op::call:
     if (d.operand_bytes != 8 || !is_imm(o)) return {};
     return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
@@ -285,7 +293,7 @@ void BlockEmitter::call_thunk(const u8* thunk) {
 void BlockEmitter::end_of_block() {
   const auto last = static_cast<unsigned>(source_.size()) - 1;
   end_loans();
-  jump_to(next_ip(last));
+  jump_to(next_ip(last), rflags::arithmetic);
 }
 
 // --- memory operands ---
@@ -617,18 +625,33 @@ bool BlockEmitter::control_flow(unsigned i) {
   const u64 target = next_ip(i) + o.value;
   HostMem at;
   switch (d.op) {
-  case Op::jcc:
-    if (!is_imm(o) || d.operand_bytes != 8) return false;
+  case Op::jcc: {
+    if (jump_form(d) != JumpForm::condition) return false;
+    const auto taken = static_cast<Cond>(d.condition);
+    const u16 at_target = source_[i].flags_at_target;
+    const u16 behind = source_[i].flags_behind;
+    if (followed(i)) {
+      if (target == next_ip(i)) return true; // it goes on there in any case
+      if (!in_host_) fetch_flags(true);
+      if (steps_[i + 1].ip == target) {
+        leave_when(opposite(taken), i, next_ip(i), behind);
+      } else {
+        leave_when(taken, i, target, at_target);
+      }
+      return true;
+    }
     end_loans();
     if (!in_host_) fetch_flags(true);
-    jump_when(static_cast<Cond>(d.condition), target);
-    jump_to(next_ip(i));
+    jump_when(taken, target, at_target);
+    jump_to(next_ip(i), behind);
     break;
+  }
   case Op::jmp:
     if (d.operand_bytes != 8) return false;
+    if (followed(i)) return true;
     if (is_imm(o)) {
       end_loans();
-      jump_to(target);
+      jump_to(target, source_[i].flags_at_target);
       break;
     }
     if (is_gpr(o)) {
@@ -664,8 +687,9 @@ bool BlockEmitter::control_flow(unsigned i) {
     }
     if (is_imm(o)) {
       e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
+      if (followed(i)) return true;
       end_loans();
-      jump_to(target);
+      jump_to(target, source_[i].flags_at_target);
       break;
     }
     if (is_gpr(o)) {
@@ -679,13 +703,17 @@ bool BlockEmitter::control_flow(unsigned i) {
     break;
   }
   case Op::ret: {
-    if (!returns_near(d)) return false;
-    const u64 more = is_imm(o) ? o.value : 0;
+    if (jump_form(d) != JumpForm::ret) return false;
+    const auto popped = static_cast<s8>(8 + (is_imm(o) ? o.value : 0));
     if (!lookup(stack_place(0), 8, false, i, at)) return false;
+    if (followed(i)) {
+      return_expected(i, at, popped);
+      return true;
+    }
     e_.mov(scratch_a, at);
-    e_.lea(guest_rsp, HostMem::at(guest_rsp, static_cast<s32>(8 + more)));
+    e_.lea(guest_rsp, HostMem::at(guest_rsp, popped));
     end_loans();
-    jump_indirect(i, static_cast<s8>(8 + more));
+    jump_indirect(i, popped);
     break;
   }
   default: return false;
@@ -694,20 +722,62 @@ bool BlockEmitter::control_flow(unsigned i) {
   return true;
 }
 
-void BlockEmitter::jump_when(Cond c, u64 target) {
+void BlockEmitter::jump_when(Cond c, u64 target, u16 wanted) {
   Cold& out = add_cold(same_page(target) ? Cold::Kind::link : Cold::Kind::jump, e_.jcc(c));
   out.target = target;
-  out.host_flags = !in_memory_;
+  out.wanted = wanted;
+  out.host_flags = !in_memory_ && wanted != 0;
 }
 
-void BlockEmitter::jump_to(u64 target) {
+void BlockEmitter::leave_when(Cond c, unsigned i, u64 target, u16 wanted) {
+  Cold& out = add_cold(Cold::Kind::side, e_.jcc(c));
+  out.index = static_cast<u16>(i);
+  out.target = target;
+  out.wanted = wanted;
+  out.host_flags = !in_memory_ && wanted != 0;
+}
+
+void BlockEmitter::jump_to(u64 target, u16 wanted) {
   if (same_page(target)) {
     Cold& out = add_cold(Cold::Kind::link, e_.jmp());
     out.target = target;
-    out.host_flags = in_host_ && !in_memory_;
+    out.wanted = wanted;
+    out.host_flags = in_host_ && !in_memory_ && wanted != 0;
   } else {
-    keep_flags();
+    if (wanted != 0) keep_flags();
     probe_constant(target);
+  }
+}
+
+// The return of a call in the same block. Keeps what a group of lookups has in scratch_b.
+void BlockEmitter::return_expected(unsigned i, const HostMem& at, s8 popped) {
+  if (in_host_ && !in_memory_) keep_flags_now(scratch_a);
+  e_.mov(scratch_a, at);
+  e_.lea(guest_rsp, HostMem::at(guest_rsp, popped));
+  const u64 expected = steps_[i + 1].ip;
+  u8* literal = nullptr;
+  if (fits32(expected)) {
+    e_.cmp_imm(true, scratch_a, static_cast<s32>(expected));
+  } else {
+    literal = e_.cmp_literal(scratch_a);
+  }
+  Cold& out = add_cold(Cold::Kind::other_return, e_.jcc(Cond::ne));
+  out.index = static_cast<u16>(i);
+  out.target = expected;
+  out.literal = literal;
+  out.pushed = popped;
+  host_flags_lost();
+}
+
+void BlockEmitter::give_back(unsigned count, bool host_flags) {
+  if (count == 0) return;
+  const HostMem budget = HostMem::in_cpu(l_.budget);
+  if (host_flags) {
+    e_.mov(false, scratch_b, budget);
+    e_.lea32(scratch_b, HostMem::at(scratch_b, static_cast<s32>(count)));
+    e_.mov(false, budget, scratch_b);
+  } else {
+    e_.add32_imm(budget, static_cast<s32>(count));
   }
 }
 
@@ -741,6 +811,17 @@ void BlockEmitter::jump_indirect(unsigned i, s8 pushed) {
 
 // --- what is out of the way ---
 
+void BlockEmitter::unlinked(const Cold& c, u8* field) {
+  Exit* const x = make_exit(Exit::Kind::link, c.target);
+  x->flags_in_memory = !c.host_flags;
+  x->wanted = c.wanted;
+  x->field = field;
+  x->executable_field = executable(field);
+  if (c.host_flags) keep_flags_now(scratch_b);
+  e_.mov_imm(scratch_a, reinterpret_cast<u64>(x));
+  aim_at_thunk(e_.jmp(), thunks_.leave);
+}
+
 void BlockEmitter::cold(const Cold& c) {
   e_.aim_here(c.from);
   switch (c.kind) {
@@ -751,11 +832,13 @@ void BlockEmitter::cold(const Cold& c) {
     break;
   case Cold::Kind::slow: {
     end_loans();
-    for (unsigned i = c.index; i <= c.last; ++i) {
+    bool returns = true;
+    for (unsigned i = c.index; i <= c.last && returns; ++i) {
       e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(i)));
       call_thunk(thunks_.step);
+      returns = !source_[i].ends || followed(i); // a step that ends the block does not come back
     }
-    if (source_[c.last].ends) break; // a step that ends the block does not come back
+    if (!returns) break;
     begin_loans();
     if (c.level != 0) call_thunk(thunks_.load_vectors); // the step has put them away
     if (c.host_flags) fetch_flags(true);
@@ -774,16 +857,29 @@ void BlockEmitter::cold(const Cold& c) {
     aim_at_thunk(e_.jmp(), thunks_.leave);
     break;
   }
-  case Cold::Kind::link: {
-    Exit* const x = make_exit(Exit::Kind::link, c.target);
-    x->flags_in_memory = !c.host_flags;
-    x->field = c.from;
-    x->executable_field = executable(c.from);
-    if (c.host_flags) keep_flags_now(scratch_b);
-    e_.mov_imm(scratch_a, reinterpret_cast<u64>(x));
-    aim_at_thunk(e_.jmp(), thunks_.leave);
+  case Cold::Kind::link: unlinked(c, c.from); break;
+  case Cold::Kind::side:
+    end_loans();
+    give_back(t_.count - c.index - 1u, c.host_flags);
+    if (same_page(c.target)) {
+      u8* const field = e_.jmp();
+      e_.aim_here(field);
+      unlinked(c, field);
+    } else {
+      if (c.host_flags) keep_flags_now(scratch_b);
+      probe_constant(c.target);
+    }
     break;
-  }
+  case Cold::Kind::other_return:
+    end_loans();
+    give_back(t_.count - c.index - 1u, false);
+    in_host_ = false; // return_expected() has kept them
+    jump_indirect(c.index, c.pushed);
+    if (c.literal != nullptr) {
+      e_.aim_here(c.literal);
+      e_.raw<u64>(c.target);
+    }
+    break;
   case Cold::Kind::jump:
     if (c.host_flags) keep_flags_now(scratch_b);
     probe_constant(c.target);

@@ -26,17 +26,19 @@ class BlockEmitter {
  private:
   // Code out of the way, for what seldom happens.
   struct Cold {
-    enum class Kind : u8 { head, slow, link, jump, miss, vectors };
+    enum class Kind : u8 { head, slow, link, jump, side, other_return, miss, vectors };
     Kind kind;
     u8* from = nullptr; // the rel32 that leads here
     u8* back = nullptr; // slow: where the block goes on
-    u16 index = 0;      // slow: the instruction
+    u16 index = 0;      // the instruction
     u16 last = 0;       // slow: and those up to this one, which share its lookup
-    bool host_flags =
-        false;      // slow: the block goes on with the flags in the host's; link, jump: they are there only
-    u64 target = 0; // link, jump
-    s8 pushed = 0;  // miss
-    u8 level = 0;   // vectors: that are not live; slow: that have to be live again
+    // slow: the block goes on with the flags in the host's; link, jump, side: they are there only
+    bool host_flags = false;
+    u16 wanted = rflags::arithmetic; // link, jump, side: flags that may be needed there
+    u64 target = 0;                  // link, jump, side; other_return: where the expected one leads
+    u8* literal = nullptr;           // other_return: of a rel32 that wants `target`
+    s8 pushed = 0;                   // miss, other_return
+    u8 level = 0;                    // vectors: that are not live; slow: that have to be live again
   };
 
   // A memory operand as addresses are computed for it.
@@ -71,11 +73,19 @@ class BlockEmitter {
   // `misaligned`: address bits that have to be 0.
   bool lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
 
-  void jump_to(u64 target);
-  void jump_when(Cond c, u64 target);
+  // `wanted`: flags that may be needed there.
+  void jump_to(u64 target, u16 wanted);
+  void jump_when(Cond c, u64 target, u16 wanted);
+  // Behind a jump that the block goes on behind: the way that it does not take.
+  void leave_when(Cond c, unsigned i, u64 target, u16 wanted);
+  void return_expected(unsigned i, const HostMem& at, s8 popped);
   // To the address in scratch_a, with the flags in memory and registers as between blocks.
   void jump_indirect(unsigned i, s8 pushed);
   void probe_constant(u64 target);
+  // Instructions that were counted and not executed.
+  void give_back(unsigned count, bool host_flags);
+  // The code that a link leads to while it is not aimed at a translation.
+  void unlinked(const Cold& c, u8* field);
 
   // --- where the guest's arithmetic flags are ---
   void keep_flags(); // into memory, if anybody wants them
@@ -87,6 +97,7 @@ class BlockEmitter {
   void end_loans();
 
   const u8* executable(const u8* at) const { return executable_ + (at - e_.begin()); }
+  bool followed(unsigned i) const { return steps_[i].followed; }
   u64 next_ip(unsigned i) const { return steps_[i].ip + source_[i].insn.len; }
   bool same_page(u64 target) const { return (target ^ t_.linear) < 4096; }
   void aim_at_thunk(u8* field, const u8* thunk);

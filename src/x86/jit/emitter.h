@@ -75,9 +75,17 @@ class Emitter {
   void cmp32_imm(const HostMem& m, s32 value) { mem_imm(false, 7, m, value); }
   void sub32_imm(const HostMem& m, s32 value) { mem_imm(false, 5, m, value); }
   void add32_imm(const HostMem& m, s32 value) { mem_imm(false, 0, m, value); }
+  // With eight bytes in the code; the rel32 to be aimed at them is at the address returned.
+  u8* cmp_literal(HostReg r) {
+    rex(true, r, HostReg{rbp});
+    byte(0x3b);
+    byte(static_cast<u8>((r & 7) << 3 | 5)); // RIP and a displacement
+    return rel32();
+  }
   // --- of 64 bits if `wide`, else of 32 ---
   void mov(bool wide, HostReg to, HostReg from) { op_rr(wide, 0x8b, to, from); }
   void mov(bool wide, HostReg to, const HostMem& from) { op_rm(wide, 0x8b, to, from); }
+  void mov(bool wide, const HostMem& to, HostReg from) { op_rm(wide, 0x89, from, to); }
   void cmp(bool wide, HostReg a, HostReg b) { op_rr(wide, 0x3b, a, b); }
   void cmp_imm(bool wide, HostReg r, s32 value) { alu_imm(wide, 7, r, value); }
   // EDX:EAX or RDX:RAX by the register.
@@ -94,7 +102,7 @@ class Emitter {
     byte(count);
   }
 
-  void test32(HostReg a, HostReg b) { op_rr(false, 0x85, a, b); }
+  void test(HostReg a, HostReg b) { op_rr(true, 0x85, a, b); }
 
   void test8_imm(const HostMem& m, u8 value) {
     op_rm(false, 0xf6, 0, m);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "x86/jit/jit.h"
 
-#include "x86/decode/decoded.h"
-#include "x86/interp/bind.h"
 #include "x86/interp/vector_plan.h"
 #include "x86/jit/block_emitter.h"
 #include "x86/jit/lockstep.h"
+#include "x86/jit/trace.h"
 #include "x86/jit/vector_copy.h"
 
 #include <algorithm>
@@ -58,13 +57,6 @@ template <class F> bool each_line(u32 lines, F&& holds) {
   return true;
 }
 
-// Some instructions become others where CPUID does not have them; their handlers know.
-bool is_what_it_says(const Decoded& d, const CpuidTable& cpuid) {
-  if (d.op == Op::tzcnt) return cpuid.has(feature::bmi1);
-  if (d.op == Op::lzcnt) return cpuid.has(feature::abm);
-  return true;
-}
-
 } // namespace
 
 Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::move(code_cache)) {
@@ -111,46 +103,65 @@ void Jit::flush() {
   store_->in_order.clear();
   store_->memory.release();
   store_->cache->rewind(store_->thunk_bytes);
-  for (JumpTable& t : store_->jumps) t.clear();
-  pending_ = nullptr;
-  ++statistics_.flushes;
+  clear_jumps();
+  statistics_.flushes.add();
 }
 
 // --- finding translations ---
 
-void Jit::refresh_jumps() {
-  const u64 changes = cpu_.mmu.code_watch().changes();
-  const void* const context = &cpu_.mmu.table(TlbMode::user); // stands for the PCID
-  const bool moved = mmu_generation_ != cpu_.mmu.generation() || mmu_context_ != context;
-  if (moved) {
-    mmu_context_ = context;
-    mmu_generation_ = cpu_.mmu.generation();
-    for (auto& pages : store_->code) pages.fill({});
-  }
-  if (moved || code_changes_ != changes || epoch_ != cpu_.code_epoch) {
-    code_changes_ = changes;
-    epoch_ = cpu_.code_epoch;
-    for (JumpTable& t : store_->jumps) t.clear();
-    pending_ = nullptr;
-  }
-  cpu_.translation_.jumps = store_->jumps[ring()].entry.data();
+void Jit::clear_jumps() {
+  statistics_.refreshes.add();
+  store_->maps.clear_jumps();
+  store_->entered.clear();
+  ++store_->entered_since;
+  pending_ = nullptr;
 }
 
-const Jit::Store::CodeEntry* Jit::code_page(u64 rip) {
-  const u64 page = GuestVirt{rip}.page().value;
-  Store::CodeEntry& e = store_->code[ring()][rip >> page_shift & (Store::code_entries - 1)];
-  if (e.linear == page) return &e;
-  if (!cpu_.canonical(rip)) return nullptr;
+// Code is written more often than code that is being executed, and most epochs find nothing new.
+bool Jit::entered_are_valid() {
+  constexpr std::size_t few = 64;
+  return store_->entered.size() <= few &&
+         std::ranges::all_of(store_->entered, [&](TranslatedPage* p) { return valid(*p); });
+}
+
+void Jit::refresh_jumps() {
+  const u64 changes = cpu_.mmu.code_watch().changes();
+  mmu_generation_ = cpu_.mmu.generation();
+  store_->maps.refresh(cpu_.mmu);
+  if (CodeMap& m = map(); m.doubtful()) {
+    CodeMap::Rights ignored;
+    const auto still_there = [&](const CodeMap::Page& p) { return page_at(p.linear, ignored) == p; };
+    if (!m.same(still_there)) {
+      statistics_.refreshes.add();
+      pending_ = nullptr;
+    }
+  }
+  if (code_changes_ != changes || epoch_ != cpu_.code_epoch) {
+    code_changes_ = changes;
+    epoch_ = cpu_.code_epoch;
+    if (!entered_are_valid()) clear_jumps();
+  }
+  cpu_.translation_.jumps = map().jumps();
+}
+
+CodeMap::Page Jit::page_at(u64 linear, CodeMap::Rights& rights) {
   Translation t;
   Fault fault;
-  if (!cpu_.mmu.walk(GuestVirt{page}, Access::fetch, ring() != 0, false, t, fault)) {
+  if (!cpu_.mmu.walk(GuestVirt{linear}, Access::fetch, cpu_.state.cpl == 3, false, t, fault)) {
     static_cast<void>(cpu_.mmu.lost_page());
-    return nullptr;
+    return {};
   }
   const Backing b = cpu_.platform.claims_page(t.pa) ? Backing{} : cpu_.mmu.backing(t.pa);
-  if (b.host == nullptr) return nullptr;
-  e = {page, b.host, t.pa};
-  return &e;
+  rights = {t.global, t.large};
+  return {linear, b.host, t.pa};
+}
+
+const CodeMap::Page* Jit::code_page(u64 rip) {
+  if (const CodeMap::Page* const known = map().find(rip)) return known;
+  if (!cpu_.canonical(rip)) return nullptr;
+  CodeMap::Rights rights;
+  const CodeMap::Page page = page_at(rip & ~page_offset_mask, rights);
+  return page.host != nullptr ? map().put(page, rights) : nullptr;
 }
 
 bool Jit::valid(TranslatedPage& page) {
@@ -187,7 +198,7 @@ TranslatedBlock* Jit::find() {
   if (flush_wanted_) flush();
   refresh_jumps();
   const u64 rip = cpu_.state.rip();
-  const Store::CodeEntry* const code = code_page(rip);
+  const CodeMap::Page* const code = code_page(rip);
   if (code == nullptr) return nullptr;
   const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
   if (TranslatedBlock* const t = known(rip, host)) return t;
@@ -217,7 +228,7 @@ TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* w
   return p;
 }
 
-TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
+TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   const u64 offset = linear & page_offset_mask;
   const std::byte* const host = code.host + offset;
   const GuestPhys physical = code.physical + offset;
@@ -225,38 +236,36 @@ TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
   if (watch == nullptr) return nullptr;
   if (store_->heap.bytes() > Store::most_memory) flush();
 
-  TranslatedPage* const page = page_of(linear - offset, host - offset, watch);
+  const std::byte* const page_host = host - offset;
+  TranslatedPage* const page = page_of(linear - offset, page_host, watch);
   static_cast<void>(valid(*page));
   std::array<u8, page_size> bytes;
-  const u64 available = std::min<u64>(page_size - offset, u64{15} * BlockEmitter::max_insns);
-  copy_guest(bytes.data(), host, available);
-  unsigned count = 0;
-  u64 used = 0;
-  bool ends = false;
-  while (count < BlockEmitter::max_insns && !ends) {
-    Source& s = store_->sources[count];
-    if (decode(bytes.data() + used, available - used, 64, s.decoded) != DecodeStatus::ok) break;
-    bind(s.decoded, cpu_.cpuid, s.insn, ends);
-    s.ends = ends;
-    s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpu_.cpuid);
-    used += s.insn.len;
-    ++count;
-  }
+  copy_guest(bytes.data(), page_host, page_size);
+  TraceBuilder builder(cpu_.cpuid, page->linear, bytes);
+  const unsigned count = builder.build(linear, store_->sources, [&](u64 at) -> unsigned {
+    const std::byte* const there = page_host + (at & page_offset_mask);
+    return at == linear || known(at, there) != nullptr ? hot
+                                                       : store_->heat[hash(at, there, Store::table_bits)];
+  });
   if (count == 0) return nullptr;
 
-  cpu_.watch_code(*watch, physical, host, used);
+  const u32 lines = builder.lines();
+  each_line(lines, [&](u64 at) {
+    cpu_.watch_code(*watch, code.physical + at, page_host + at, 128);
+    return true;
+  });
   // What changed before it was watched would go unnoticed for ever.
-  if (!equals_guest(bytes.data(), host, used)) return nullptr;
-  const u32 lines = kvm::CodePage::lines_of(offset, used);
+  const auto unchanged = [&](u64 at) { return equals_guest(&bytes[at], page_host + at, 128); };
+  if (!each_line(lines, unchanged)) return nullptr;
   const bool agrees = each_line(lines & page->lines,
-                                [&](u64 at) { return equals_guest(&page->copy[at], page->host + at, 128); });
+                                [&](u64 at) { return equals_guest(&page->copy[at], page_host + at, 128); });
   if (!agrees) {
     ++page->incarnation;
     page->lines = 0;
-    for (JumpTable& j : store_->jumps) j.clear();
+    clear_jumps();
   }
   each_line(lines & ~page->lines, [&](u64 at) {
-    copy_guest(&page->copy[at], page->host + at, 128);
+    std::memcpy(&page->copy[at], &bytes[at], 128);
     return true;
   });
   page->lines |= lines;
@@ -279,38 +288,56 @@ TranslatedBlock* Jit::translate(u64 linear, const Store::CodeEntry& code) {
   made->next = bucket;
   bucket = made;
   store_->in_order.push_back(made);
-  ++statistics_.translations;
+  statistics_.translations.add();
   return made;
 }
 
 // --- running them ---
 
 void Jit::follow(const Exit& x, TranslatedBlock& to) {
-  if (x.kind == Exit::Kind::link) {
-    if (x.target != to.linear || x.of->page != to.page || x.of->incarnation != to.incarnation) return;
-    const u8* const target = x.flags_in_memory ? to.entry_memory : to.code;
-    const auto distance = static_cast<s32>(target - (x.executable_field + 4));
-    std::memcpy(x.field, &distance, sizeof distance);
-    return;
-  }
-  store_->jumps[ring()].put(to.linear, to.entry_memory);
+  if (x.target != to.linear || x.of->page != to.page || x.of->incarnation != to.incarnation) return;
+  const u8* const target = x.flags_in_memory ? to.entry_memory : to.code;
+  const auto distance = static_cast<s32>(target - (x.executable_field + 4));
+  std::memcpy(x.field, &distance, sizeof distance);
 }
 
-u64 Jit::step(Cpu* cpu, const StepSite* s) {
+void Jit::note_way(TranslatedBlock& to) {
+  map().put_jump(to.linear, to.entry_memory);
+  if (to.page->entered == store_->entered_since) return;
+  to.page->entered = store_->entered_since;
+  store_->entered.push_back(to.page);
+}
+
+const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   auto& jit = static_cast<Jit&>(*cpu->executor_);
   cpu->insn_start_ = s->ip;
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
+  (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
   const Step result = s->insn.handler(*cpu, s->insn);
-  if (result == Step::next && !s->ends && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
+  // A jump that is followed has the next site behind it.
+  const bool goes_on =
+      s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip : result == Step::next && !s->ends;
+  if (goes_on && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
       cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
     if (!s->native) cpu->translation_.vectors_usable = jit.usable_vectors();
-    return 0;
+    return nullptr;
   }
-  jit.stepped_ = s;
-  jit.step_result_ = result;
   const int executed = s->index + (result == Step::abort ? 0 : 1);
   cpu->translation_.budget += s->of->count - executed;
-  return 1;
+  jit.stepped_ = s;
+  jit.step_result_ = result;
+  if (jit.lockstep_) return jit.store_->thunks.stop; // which looks at the state first
+  jit.go_on_ = jit.settle(*s);
+  const u8* const code = jit.go_on_ ? jit.onward() : nullptr;
+  return code != nullptr ? code : jit.store_->thunks.stop;
+}
+
+const u8* Jit::onward() {
+  if (cpu_.careful_ || !cpu_.code64_ || flush_wanted_) return nullptr;
+  refresh_jumps();
+  const u8* const code = map().jump(cpu_.state.rip());
+  if (code != nullptr) cpu_.translation_.vectors_usable = usable_vectors();
+  return code;
 }
 
 bool Jit::settle(const StepSite& s) {
@@ -325,10 +352,11 @@ bool Jit::execute(TranslatedBlock& t) {
   entry_budget_ = static_cast<s32>(std::min<u64>(left, std::numeric_limits<s32>::max()));
   cpu_.translation_.budget = entry_budget_;
   cpu_.translation_.vectors_usable = usable_vectors();
+  statistics_.entries.add();
   const Exit* const x = store_->thunks.enter(&cpu_, t.entry_memory);
   cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget);
   pending_ = x;
-  if (x == nullptr) return settle(*stepped_);
+  if (x == nullptr) return go_on_;
   switch (x->kind) {
   case Exit::Kind::head:
     cpu_.state.regs[reg_rip] = x->target;
@@ -396,11 +424,17 @@ CpuExit Jit::loop() {
     TranslatedBlock* const t = cpu_.careful_ || !cpu_.code64_ ? nullptr : find();
     bool go_on;
     if (t != nullptr) {
-      if (pending_ != nullptr) follow(*pending_, *t);
+      if (pending_ != nullptr && pending_->kind == Exit::Kind::link) {
+        follow(*pending_, *t);
+      } else if (!lockstep_) { // which wants to see each block
+        note_way(*t);
+      }
       go_on = lockstep_ ? lockstep_->execute(*t) : execute(*t);
     } else {
       pending_ = nullptr;
+      const u64 before = cpu_.instructions;
       go_on = cpu_.interpret_block();
+      statistics_.interpreted.add(cpu_.instructions - before);
     }
     if (!go_on) return cpu_.exit;
   }

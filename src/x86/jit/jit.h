@@ -10,9 +10,11 @@
 #include "x86/cpu/executor.h"
 #include "x86/cpu/translation_context.h"
 #include "x86/jit/block_emitter.h"
+#include "x86/jit/code_map.h"
 #include "x86/jit/counted_memory.h"
 #include "x86/jit/guest_turn.h"
 #include "x86/jit/signal_frame.h"
+#include "x86/jit/statistics.h"
 #include "x86/jit/translator.h"
 
 #include <memory>
@@ -20,12 +22,6 @@
 #include <vector>
 
 namespace ring3::x86::jit {
-
-struct Statistics {
-  u64 translations = 0; // blocks
-  u64 flushes = 0;      // of everything that was translated; the first when there was nothing yet
-  u64 compared = 0;     // blocks, with Lockstep
-};
 
 class Lockstep;
 
@@ -39,6 +35,8 @@ class Jit final : public Executor {
   CpuExit run() override;
   void forget_code() override;
   bool recover(const HostRegisters& host) override;
+  std::string stats_json() const override { return statistics_.json(); }
+  std::vector<std::string> stats_lines() const override { return statistics_.lines(); }
 
   const Statistics& statistics() const { return statistics_; }
 
@@ -65,19 +63,11 @@ class Jit final : public Executor {
     std::vector<u8> heat = std::vector<u8>(std::size_t{1} << table_bits); // how often code was interpreted
     std::vector<const TranslatedBlock*> in_order;                         // as they lie in the cache
 
-    // Where code is that was about to run. Apart from the Cpu's TLB, in which code and data would drive out
-    // each other.
-    struct CodeEntry {
-      u64 linear = no_page; // of the page
-      const std::byte* host = nullptr;
-      GuestPhys physical;
-    };
-    static constexpr u64 no_page = 1; // no page begins there
-    static constexpr unsigned code_entries = 512;
-    std::array<std::array<CodeEntry, code_entries>, 2> code; // as `jumps`
-
     SignalFrame signal_frame;
-    std::array<JumpTable, 2> jumps; // of CPL 0 to 2, and of CPL 3
+    CodeMaps maps;
+    // The pages that these lead to, and the number that they are marked with.
+    std::vector<TranslatedPage*> entered;
+    u64 entered_since = 0;
     std::array<Source, BlockEmitter::max_insns> sources;
   };
 
@@ -85,29 +75,37 @@ class Jit final : public Executor {
   // The translation at RIP, or null: it is to be interpreted, this time at least.
   TranslatedBlock* find();
   // The page that RIP is in; null: the interpreter shall see.
-  const Store::CodeEntry* code_page(u64 rip);
+  const CodeMap::Page* code_page(u64 rip);
+  // What is fetched at this page now. Without host memory: nothing can be, or the interpreter shall see.
+  CodeMap::Page page_at(u64 linear, CodeMap::Rights& rights);
   TranslatedBlock* known(u64 linear, const std::byte* host);
-  TranslatedBlock* translate(u64 linear, const Store::CodeEntry& code);
+  TranslatedBlock* translate(u64 linear, const CodeMap::Page& code);
   TranslatedPage* page_of(u64 linear, const std::byte* host, kvm::CodePage* watch);
   // Compares what was translated with memory where that may have changed.
   bool valid(TranslatedPage& page);
   void flush();
-  // Brings the jump tables in line with the address space and the ring.
+  // Brings the code maps in line with the address space, the ring and what code there is.
   void refresh_jumps();
+  void clear_jumps();
+  bool entered_are_valid();
+  // Aims a link.
   void follow(const Exit& x, TranslatedBlock& to);
+  // Puts it where jumps that are not linked find it.
+  void note_way(TranslatedBlock& to);
   // Runs `t` and what follows from it. False: run() must return cpu_.exit.
   bool execute(TranslatedBlock& t);
   bool settle(const StepSite& s);
   u8 usable_vectors() const;
-  unsigned ring() const { return cpu_.state.cpl == 3 ? 1 : 0; } // which of the tables
-  static u64 step(Cpu* cpu, const StepSite* s);
+  CodeMap& map() { return store_->maps.map(cpu_.state.cpl == 3); }
+  // The code to go on with after an instruction that has ended a block; null: the dispatcher shall see.
+  const u8* onward();
+  static const u8* step(Cpu* cpu, const StepSite* s);
 
   Cpu& cpu_;
   std::unique_ptr<Lockstep> lockstep_; // null: nothing is checked
   std::unique_ptr<Store> store_;       // null: nothing was executed yet
 
-  // What the tables are for.
-  const void* mmu_context_ = nullptr;
+  // What the maps are in line with.
   u64 mmu_generation_ = 0;
   u64 code_changes_ = 0;
   u64 epoch_ = 0;
@@ -115,6 +113,7 @@ class Jit final : public Executor {
   const Exit* pending_ = nullptr;     // waits for the translation of where it leads
   const StepSite* stepped_ = nullptr; // the last one, when it ended the stay
   Step step_result_{};
+  bool go_on_ = true; // when settle() was asked about it
   s32 entry_budget_ = 0;
   bool flush_wanted_ = false;
   u64 program_gs_ = 0; // the GS base of whoever called run()

@@ -17,12 +17,17 @@ Lockstep::Outcome Lockstep::interpret(const TranslatedBlock& t) {
     cpu_.insn_start_ = s.ip;
     cpu_.state.regs[reg_rip] = s.ip + s.insn.len;
     result_ = s.insn.handler(cpu_, s.insn);
-    if (result_ != Step::next) break;
+    if (result_ == Step::abort) break;
+    const bool goes_on =
+        s.followed ? cpu_.state.rip() == t.steps[i + 1].ip : result_ == Step::next && !s.ends;
+    if (!goes_on) {
+      ++i;
+      break;
+    }
   }
   cpu_.store_log_ = nullptr;
   cpu_.flags_changed();
-  const bool aborted = result_ == Step::abort;
-  return {cpu_.state, aborted, aborted ? i : t.count, cpu_.fault};
+  return {cpu_.state, result_ == Step::abort, i, cpu_.fault};
 }
 
 // What the interpreter did cannot be taken back, or is not the translator's business: it stands.
@@ -62,10 +67,14 @@ bool Lockstep::execute(TranslatedBlock& t) {
       cpu_.state = before;
       return keep(t, interpret(t));
     }
-    Outcome actual{cpu_.state, x == nullptr && jit_.step_result_ == Step::abort, t.count, cpu_.fault};
-    if (actual.aborted) actual.index = jit_.stepped_->index;
-    ++jit_.statistics_.compared;
-    const std::string what = difference(t, expected, actual);
+    const Outcome actual{cpu_.state, x == nullptr && jit_.step_result_ == Step::abort,
+                         static_cast<unsigned>(t.count - cpu_.translation_.budget), cpu_.fault};
+    jit_.statistics_.compared.add();
+    // Flags that the translator need not keep: nobody reads them before they are written again.
+    const u64 wanted = x != nullptr     ? x->wanted
+                       : actual.aborted ? t.steps[expected.index].live_flags
+                                        : rflags::arithmetic;
+    const std::string what = difference(expected, actual, wanted);
     if (what.empty()) {
       cpu_.instructions += actual.index;
       return x != nullptr || jit_.settle(*jit_.stepped_);
@@ -79,9 +88,9 @@ bool Lockstep::execute(TranslatedBlock& t) {
 }
 
 // Empty: there is none.
-std::string Lockstep::difference(const TranslatedBlock& t, const Outcome& a, const Outcome& b) const {
+std::string Lockstep::difference(const Outcome& a, const Outcome& b, u64 wanted) const {
   if (a.aborted != b.aborted) return "one of them faults";
-  if (a.index != b.index) return "different instructions fault";
+  if (a.index != b.index) return "different numbers of instructions";
   if (a.aborted && std::memcmp(&a.fault, &b.fault, sizeof a.fault) != 0 &&
       (a.fault.vector != b.fault.vector || a.fault.error_code != b.fault.error_code ||
        a.fault.cr2 != b.fault.cr2))
@@ -92,8 +101,6 @@ std::string Lockstep::difference(const TranslatedBlock& t, const Outcome& a, con
   if (!a.aborted && a.state.rip() != b.state.rip()) return "RIP";
   if (std::memcmp(&a.state.vector, &b.state.vector, sizeof a.state.vector) != 0) return "vector registers";
   if (a.state.x87.mxcsr != b.state.x87.mxcsr) return "MXCSR";
-  // Flags that the translator need not keep at a fault: nobody reads them before they are written again.
-  const u64 wanted = a.aborted ? t.steps[a.index].live_flags : rflags::arithmetic;
   if (((a.state.rflags() ^ b.state.rflags()) & wanted) != 0) return "flags";
   if (a.state.system_flags != b.state.system_flags) return "system flags";
   if (a.state.segment(Seg::gs).base != b.state.segment(Seg::gs).base ||
@@ -107,7 +114,13 @@ bool Lockstep::report(const TranslatedBlock& t, const CpuState& before, const Ou
                       const std::string& what) {
   std::string text = fmt::format("ring3: lockstep: the engines disagree at {:#x}: {}\n", t.linear, what);
   text += "ring3: lockstep: code:";
-  for (unsigned i = 0; i < t.bytes; ++i) text += fmt::format(" {:02x}", t.page->copy[(t.linear & 0xfff) + i]);
+  for (unsigned i = 0; i < t.count; ++i) {
+    const StepSite& s = t.steps[i];
+    if (i != 0 && s.ip != t.steps[i - 1].ip + t.steps[i - 1].insn.len)
+      text += fmt::format(" -> {:#x}:", s.ip);
+    for (unsigned byte = 0; byte < s.insn.len; ++byte)
+      text += fmt::format(" {:02x}", t.page->copy[(s.ip & page_offset_mask) + byte]);
+  }
   text += '\n';
   const auto show = [&](const char* name, const CpuState& s) {
     text += fmt::format("ring3: lockstep: {}: rip {:x} rflags {:x}", name, s.rip(), s.rflags());

@@ -28,7 +28,7 @@ class Lockstep {
   };
   Outcome interpret(const TranslatedBlock& t);
   bool keep(const TranslatedBlock& t, const Outcome& o);
-  std::string difference(const TranslatedBlock& t, const Outcome& a, const Outcome& b) const;
+  std::string difference(const Outcome& a, const Outcome& b, u64 wanted) const;
   bool report(const TranslatedBlock& t, const CpuState& before, const Outcome& a, const Outcome& b,
               const std::string& what);
 

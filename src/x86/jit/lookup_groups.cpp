@@ -24,7 +24,8 @@ bool writes(const Decoded& d, HostReg place, const RegisterPlan& plan) {
 std::optional<s64> added(const Decoded& d, HostReg base, const RegisterPlan& plan) {
   if (base == guest_rsp) {
     const Operand& to = d.operand[0];
-    if (d.op == Op::push) return -8;
+    if (d.op == Op::push || d.op == Op::call) return -8;
+    if (d.op == Op::ret) return 8 + (to.kind == Operand::Kind::imm ? static_cast<s64>(to.value) : 0);
     if (d.op == Op::pop) return to.reg == rsp * 8 ? std::nullopt : std::optional<s64>(8);
     const bool by_number = (d.op == Op::add || d.op == Op::sub) && to.kind == Operand::Kind::gpr &&
                            to.bits == 64 && to.reg == rsp * 8 && d.operand[1].kind == Operand::Kind::imm;
@@ -52,7 +53,8 @@ void plan_lookups(std::span<const Source> source, std::span<const GroupCandidate
     unsigned last = first;
     for (unsigned i = first;;) {
       const auto change = added(source[i].decoded, a.base, plan);
-      if (!change || source[i].ends || ++i == source.size()) break;
+      const bool leaves = source[i].ends && source[i].followed == JumpForm::none;
+      if (!change || leaves || ++i == source.size()) break;
       moved += *change;
       if (const auto& next = candidates[i].access; next && next->base == a.base) {
         const s64 new_lo = std::min(lo, moved + next->disp);

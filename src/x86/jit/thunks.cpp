@@ -104,12 +104,17 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   e.mov_imm(rax, reinterpret_cast<u64>(step));
   e.call(HostReg{rax});
   e.lea_rsp(8);
-  e.test32(rax, rax);
-  u8* const stop = e.jcc(Cond::ne);
+  e.test(rax, rax);
+  u8* const elsewhere = e.jcc(Cond::ne);
   load_registers(e, layout);
   e.ret();
-  e.aim_here(stop);
+  e.aim_here(elsewhere);
   e.lea_rsp(8); // its return address
+  e.mov(scratch_a, HostReg{rax});
+  load_registers(e, layout);
+  e.jmp(scratch_a);
+
+  t.stop = place();
   e.xor32(rax, rax);
   Emitter::aim(e.jmp(), out);
 

@@ -24,12 +24,14 @@ struct Thunks {
   // between blocks.
   const u8* leave = nullptr;
   const u8* step = nullptr;
+  // Where a StepFunction sends what is to be left.
+  const u8* stop = nullptr;
   // Called where vectors are not live, and usable: loads them. Changes the scratch registers and the flags.
   const u8* load_vectors = nullptr;
 };
 
-// Executes one instruction by its handler. 0: the block goes on.
-using StepFunction = u64 (*)(Cpu*, const StepSite*);
+// Executes one instruction by its handler. Null: the block goes on; or the code to go on with instead.
+using StepFunction = const u8* (*)(Cpu*, const StepSite*);
 
 // Writes them. `executable`: where the emitter's first byte will run.
 Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const Cpu* cpu, StepFunction step);

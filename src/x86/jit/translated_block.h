@@ -22,6 +22,7 @@ struct TranslatedPage {
   u32 incarnation = 0; // translations of older ones are stale
   u64 epoch = 0;       // Cpu::code_epoch when the bytes were compared last
   u32 lines = 0;       // 128 bytes each, of which some byte was translated
+  u64 entered = 0;     // Jit::Store::entered_since when the jump tables got their first way into it
   TranslatedPage* next = nullptr;
   std::array<u8, 4096> copy;
 };
@@ -33,11 +34,13 @@ struct StepSite {
   Insn insn;
   u64 ip = 0;
   const TranslatedBlock* of = nullptr;
-  u16 index = 0;       // in the block
-  bool native = true;  // it is host code, unless that fails
-  u16 live_flags = 0;  // that somebody may still want, when it begins: the others may be wrong then
-  bool ends = false;   // the block, whatever the handler says
-  u16 host_offset = 0; // where the host's code for it begins, from TranslatedBlock::code
+  u16 index = 0;         // in the block
+  u16 mnemonic = 0;      // Decoded::mnemonic
+  bool native = true;    // it is host code, unless that fails
+  u16 live_flags = 0;    // that somebody may still want, when it begins: the others may be wrong then
+  bool ends = false;     // its handler ends the block, whatever it says
+  bool followed = false; // a jump that the block goes on behind if it goes to the next site
+  u16 host_offset = 0;   // where the host's code for it begins, from TranslatedBlock::code
 };
 
 // How translated code is left.
@@ -55,17 +58,18 @@ struct Exit {
   u8* field = nullptr; // link: the rel32, in the writable mapping
   const u8* executable_field = nullptr;
   const TranslatedBlock* of = nullptr;
-  const StepSite* step = nullptr; // indirect: the instruction, should the target be none
-  s8 pushed = 0;                  // indirect: what it has added to RSP
+  const StepSite* step = nullptr;  // indirect: the instruction, should the target be none
+  s8 pushed = 0;                   // indirect: what it has added to RSP
+  u16 wanted = rflags::arithmetic; // the flags that may be needed where it leads
 };
 
+// Instructions that are executed one after another, of which jumps may leave (Source::followed).
 struct TranslatedBlock {
   u64 linear = 0;                  // of the first byte
   const std::byte* host = nullptr; // likewise
   TranslatedPage* page = nullptr;
   u32 incarnation = 0; // of the page
   u16 count = 0;       // instructions
-  u16 bytes = 0;
   bool all_native = true;
   // Executable addresses. The guest's arithmetic flags come in the host's, or in CpuState::flags.
   const u8* code = nullptr; // == entry_host

@@ -16,22 +16,21 @@ TranslatedBlock* Translator::translate(const BlockPlace& place, std::span<const 
 
   auto* const t = new (memory_.allocate(sizeof(TranslatedBlock), alignof(TranslatedBlock))) TranslatedBlock{};
   auto* const steps = static_cast<StepSite*>(memory_.allocate(sizeof(StepSite) * count, alignof(StepSite)));
-  u16 offset = 0;
   for (unsigned i = 0; i < count; ++i) {
     new (&steps[i]) StepSite{.insn = source[i].insn,
-                             .ip = place.linear + offset,
+                             .ip = source[i].ip,
                              .of = t,
                              .index = static_cast<u16>(i),
+                             .mnemonic = source[i].decoded.mnemonic,
                              .ends = source[i].ends,
+                             .followed = i + 1 < count && source[i].followed != JumpForm::none,
                              .host_offset = 0};
-    offset = static_cast<u16>(offset + source[i].insn.len);
   }
   t->linear = place.linear;
   t->host = place.host;
   t->page = place.page;
   t->incarnation = place.page->incarnation;
   t->count = static_cast<u16>(count);
-  t->bytes = offset;
   t->steps = steps;
   t->map = plan.map;
 

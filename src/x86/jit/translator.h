@@ -9,6 +9,7 @@
 
 #include "x86/decode/decoded.h"
 #include "x86/jit/code_cache.h"
+#include "x86/jit/jump_forms.h"
 #include "x86/jit/layout.h"
 #include "x86/jit/thunks.h"
 #include "x86/jit/translated_block.h"
@@ -21,9 +22,15 @@ namespace ring3::x86::jit {
 // An instruction of a block that is to be translated.
 struct Source {
   Decoded decoded;
-  Insn insn;   // bound to its handler
-  bool copied; // may run on the host, as far as CPUID is concerned
-  bool ends;   // the block ends with it
+  Insn insn; // bound to its handler
+  u64 ip = 0;
+  bool copied = false; // may run on the host, as far as CPUID is concerned
+  bool ends = false;   // its handler ends a block
+  // A jump that the block goes on behind, at the next instruction's `ip`. Not the last one.
+  JumpForm followed = JumpForm::none;
+  // Of a direct jump: the arithmetic flags that somebody may want at its target and behind it.
+  u16 flags_at_target = rflags::arithmetic;
+  u16 flags_behind = rflags::arithmetic;
 };
 
 struct BlockPlace {

@@ -103,6 +103,7 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
 
 void Mmu::flush_all() {
   ++generation_;
+  ++global_generation_;
   for (auto& c : contexts_) {
     if (!c) continue;
     for (TlbTable& t : c->table) {
@@ -114,6 +115,7 @@ void Mmu::flush_all() {
 
 void Mmu::flush_non_global() {
   ++generation_;
+  ++context_->generation;
   for (TlbTable& t : context_->table) t.flush_non_global();
 }
 
@@ -121,12 +123,14 @@ void Mmu::flush_all_contexts_non_global() {
   ++generation_;
   for (auto& c : contexts_) {
     if (!c) continue;
+    ++c->generation;
     for (TlbTable& t : c->table) t.flush_non_global();
   }
 }
 
 void Mmu::flush_page(GuestVirt va) {
   ++generation_;
+  page_flushed(va);
   // A page larger than 4 KiB may be cached as many entries; and global entries live in every context.
   for (auto& c : contexts_) {
     if (!c) continue;
@@ -143,6 +147,7 @@ void Mmu::flush_page(GuestVirt va) {
 
 void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
   ++generation_;
+  page_flushed(va);
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
     for (TlbTable& t : c->table) {
@@ -159,6 +164,7 @@ void Mmu::flush_pcid(u16 pcid) {
   ++generation_;
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
+    ++c->generation;
     for (TlbTable& t : c->table) t.flush_non_global();
   }
 }
@@ -166,27 +172,28 @@ void Mmu::flush_pcid(u16 pcid) {
 void Mmu::select_context(u16 pcid) {
   context_->last_use = ++use_counter_;
   if (context_->pcid == pcid) return;
-  std::unique_ptr<TlbContext>* oldest = nullptr;
-  for (auto& c : contexts_) {
-    if (c && c->pcid == pcid) {
-      context_ = c.get();
-      return;
-    }
-    if (!c) {
-      if (oldest == nullptr || *oldest) oldest = &c;
-    } else if (oldest == nullptr || (*oldest && c->last_use < (*oldest)->last_use)) {
-      oldest = &c;
-    }
+  const auto use = [&](unsigned n) {
+    context_number_ = n;
+    context_ = contexts_[n].get();
+  };
+  // The one that has it, or else a place that nothing is in, or else the one that was used longest ago.
+  unsigned oldest = 0;
+  const auto age = [&](unsigned n) { return contexts_[n] ? contexts_[n]->last_use : 0; };
+  for (unsigned n = 0; n < context_count; ++n) {
+    if (contexts_[n] && contexts_[n]->pcid == pcid) return use(n);
+    if (age(n) < age(oldest)) oldest = n;
   }
-  if (!*oldest) {
-    *oldest = std::make_unique<TlbContext>();
+  std::unique_ptr<TlbContext>& place = contexts_[oldest];
+  if (!place) {
+    place = std::make_unique<TlbContext>();
   } else {
-    for (TlbTable& t : (*oldest)->table) t.flush_all();
-    (*oldest)->large_pages = false;
+    for (TlbTable& t : place->table) t.flush_all();
+    place->large_pages = false;
   }
   ++generation_;
-  (*oldest)->pcid = pcid;
-  context_ = oldest->get();
+  ++place->generation;
+  place->pcid = pcid;
+  use(oldest);
 }
 
 void Mmu::protect_host_page(const std::byte* host_page) {

@@ -106,6 +106,17 @@ class Mmu {
 
   // Changes whenever a translation may have become another one; what was derived from one is good until then.
   u64 generation() const { return generation_; }
+  // What has happened to them, for those who want to forget less than everything. Address spaces have numbers
+  // below context_count while they are remembered.
+  static constexpr unsigned context_count = 4;
+  unsigned context_number() const { return context_number_; }
+  u64 context_generation() const { return context_->generation; } // its non-global translations
+  u64 global_generation() const { return global_generation_; }    // everything, in all address spaces
+  // Pages of which the translation may be another one, global ones too: the `n`th of page_flushes(), which
+  // must be one of the last few.
+  static constexpr u64 remembered_flushes = 16;
+  u64 page_flushes() const { return page_flushes_; }
+  GuestVirt flushed_page(u64 n) const { return flushed_[n % remembered_flushes]; }
 
   kvm::CodeWatch& code_watch() { return code_watch_; }
 
@@ -115,6 +126,7 @@ class Mmu {
 
  private:
   static Backing private_backing(const kvm::MemorySlot* slot, GuestPhys a);
+  void page_flushed(GuestVirt va) { flushed_[page_flushes_++ % remembered_flushes] = va; }
   template <class Entry> bool read_entry(u64 pa, Entry& out, std::byte*& host);
   template <class Entry> bool update_entry(u64 pa, std::byte* host, Entry& entry, Entry bits_to_set);
   bool walk_32bit(GuestVirt va, Access access, bool user, bool implicit, Translation& out, Fault& fault);
@@ -133,11 +145,14 @@ class Mmu {
   unsigned max_phys_bits_ = 46;
   bool gbpages_ = true;
 
-  static constexpr unsigned context_count = 4;
   std::array<std::unique_ptr<TlbContext>, context_count> contexts_;
   TlbContext* context_;
+  unsigned context_number_ = 0;
   u64 use_counter_ = 0;
   u64 generation_ = 1;
+  u64 global_generation_ = 1;
+  u64 page_flushes_ = 0;
+  std::array<GuestVirt, remembered_flushes> flushed_;
 };
 
 } // namespace ring3::x86

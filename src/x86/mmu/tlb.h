@@ -63,6 +63,7 @@ constexpr unsigned tlb_mode_count = 3;
 struct TlbContext {
   u16 pcid = 0;
   u64 last_use = 0;
+  u64 generation = 0;       // changes whenever non-global translations may have become others
   bool large_pages = false; // some entry comes from a page larger than 4 KiB: INVLPG flushes everything
   std::array<TlbTable, tlb_mode_count> table;
 };

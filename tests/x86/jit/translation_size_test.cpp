@@ -47,6 +47,7 @@ class Translated {
       Source s;
       if (decode(bytes.data() + at, bytes.size() - at, 64, s.decoded) != DecodeStatus::ok) break;
       bind(s.decoded, cpuid, s.insn, ends);
+      s.ip = linear + at;
       s.ends = ends;
       s.copied = s.insn.handler != handle_ud;
       at += s.insn.len;

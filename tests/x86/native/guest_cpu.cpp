@@ -149,7 +149,7 @@ void GuestCpu::execute(const Decoded& d, unsigned code_bits, const MachineState&
 
 u64 GuestCpu::compared() const {
   const auto* const jit = static_cast<const jit::Jit*>(cpu_->executor());
-  return jit != nullptr ? jit->statistics().compared : 0;
+  return jit != nullptr ? jit->statistics().compared.value() : 0;
 }
 
 bool GuestCpu::engines_agree(const Decoded& d, const MachineState& in) {

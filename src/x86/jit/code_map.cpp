@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "x86/jit/code_map.h"
+
+namespace ring3::x86::jit {
+
+const CodeMap::Page* CodeMap::put(const Page& page, Rights rights) {
+  const unsigned i = index(page.linear);
+  Page& place = pages_[i];
+  // What was there is still in the jump table, and nobody knows any more.
+  if (place.linear != no_page && place.linear != page.linear) listed_ = most_listed + 1;
+  if (listed_ < most_listed) list_[listed_] = static_cast<u16>(i);
+  if (listed_ <= most_listed) ++listed_;
+  place = page;
+  empty_ = false;
+  global_ &= rights.global;
+  filter_.set(page.linear >> page_shift & (filter_bits - 1));
+  const u64 gib = page.linear >> 30;
+  if (rights.large && !large_in(gib)) {
+    if (large_count_ < large_.size()) large_[large_count_] = gib;
+    ++large_count_;
+  }
+  return &place;
+}
+
+bool CodeMap::large_in(u64 gib) const {
+  if (large_count_ > large_.size()) return true;
+  return std::ranges::find(large_.begin(), large_.begin() + large_count_, gib) !=
+         large_.begin() + large_count_;
+}
+
+bool CodeMap::may_hold(GuestVirt a) const {
+  return filter_.test(a.value >> page_shift & (filter_bits - 1)) || large_in(a.value >> 30);
+}
+
+void CodeMap::clear() {
+  if (std::exchange(empty_, true)) return;
+  jumps_.clear();
+  pages_.fill({});
+  global_ = true;
+  filter_.reset();
+  large_count_ = 0;
+  listed_ = 0;
+  doubtful_ = false;
+}
+
+void CodeMaps::refresh(const Mmu& mmu) {
+  const unsigned context = mmu.context_number();
+  if (begun_ && context == context_ && generation_ == mmu.generation()) return;
+  const bool other_space = context != std::exchange(context_, context);
+  generation_ = mmu.generation();
+  const u64 now = mmu.context_generation();
+  const bool flushed = now != std::exchange(context_generation_[context], now);
+
+  const u64 first = std::exchange(page_flushes_, mmu.page_flushes());
+  const bool too_many = page_flushes_ - first > Mmu::remembered_flushes;
+  const bool everything = global_generation_ != std::exchange(global_generation_, mmu.global_generation());
+  if (!std::exchange(begun_, true)) {
+    each([](CodeMap& m) { m.clear(); });
+  } else if (everything || too_many) {
+    each([](CodeMap& m) { m.doubt(); });
+  } else {
+    for (u64 i = first; i < page_flushes_; ++i) {
+      each([&](CodeMap& m) {
+        if (m.may_hold(mmu.flushed_page(i))) m.doubt();
+      });
+    }
+    if ((other_space || flushed) && !kernel_.global()) kernel_.doubt();
+    if (flushed) user_[context].doubt();
+  }
+}
+
+void CodeMaps::clear_jumps() {
+  each([](CodeMap& m) { m.clear_jumps(); });
+}
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where linear addresses lead to translations, for one ring and one address space: a cache, which is kept in
+// line with what the guest asks of the TLB.
+#pragma once
+
+#include "x86/cpu/translation_context.h"
+#include "x86/mmu/mmu.h"
+
+#include <algorithm>
+#include <array>
+#include <bitset>
+#include <span>
+#include <utility>
+
+namespace ring3::x86::jit {
+
+class CodeMap {
+ public:
+  // Where code is that was about to run. Apart from the Mmu's TLB, in which code and data would drive out
+  // each other.
+  struct Page {
+    u64 linear = no_page;
+    const std::byte* host = nullptr;
+    GuestPhys physical;
+
+    bool operator==(const Page&) const = default;
+  };
+
+  // Null: not known.
+  const Page* find(u64 rip) const {
+    const Page& p = pages_[index(rip)];
+    return p.linear == (rip & ~page_offset_mask) ? &p : nullptr;
+  }
+  struct Rights {
+    bool global = false, large = false; // what kind of page maps it
+  };
+  const Page* put(const Page& page, Rights rights);
+  void put_jump(u64 linear, const u8* code) { jumps_.put(linear, code); }
+  // The entry to jump to, or null.
+  const u8* jump(u64 linear) const {
+    const JumpEntry& e = jumps_.entry[JumpTable::index(linear)];
+    return e.target == linear ? e.code : nullptr;
+  }
+  JumpEntry* jumps() { return jumps_.entry.data(); }
+
+  // All of it comes from global pages, and so stays when CR3 is loaded.
+  bool global() const { return global_; }
+  // Pages may be elsewhere now: nothing in it is to be used before same() has seen to that.
+  void doubt() { doubtful_ = !empty_; }
+  bool doubtful() const { return doubtful_; }
+  // Whether all pages that it leads to are as `still_there` finds them; if not, it is cleared.
+  template <class F> bool same(F&& still_there) {
+    const bool fine = listed_ <= most_listed &&
+                      std::ranges::all_of(std::span(list_).first(listed_),
+                                          [&](u16 i) { return still_there(std::as_const(pages_[i])); });
+    if (!fine) clear();
+    doubtful_ = false;
+    return fine;
+  }
+  // Something in it may have been on that page.
+  bool may_hold(GuestVirt a) const;
+  void clear_jumps() { jumps_.clear(); }
+  void clear();
+
+ private:
+  static constexpr u64 no_page = 1; // none begins there
+  static constexpr unsigned entries = 512;
+  static unsigned index(u64 linear) { return linear >> page_shift & (entries - 1); }
+
+  JumpTable jumps_;
+  std::array<Page, entries> pages_;
+  bool global_ = true;
+  bool empty_ = false; // at first there is everything to be cleared
+  bool doubtful_ = false;
+  // The places in pages_ that are in use, while they are few and none was taken over by another page.
+  static constexpr unsigned most_listed = 128;
+  std::array<u16, most_listed> list_{};
+  unsigned listed_ = 0;
+  // The pages that were put since it was cleared, by a few bits of their numbers.
+  static constexpr unsigned filter_bits = 4096;
+  std::bitset<filter_bits> filter_;
+  // Large pages among them, as the GiB that they are in.
+  std::array<u64, 4> large_{};
+  unsigned large_count_ = 0; // more than there is room for: they may be anywhere
+  bool large_in(u64 gib) const;
+};
+
+// Those of one vCPU.
+class CodeMaps {
+ public:
+  // After what the guest asked of the TLB, and where it changed address spaces. Maps become doubtful by it.
+  void refresh(const Mmu& mmu);
+  // For CPL 3, or for the rest.
+  CodeMap& map(bool user) { return user ? user_[context_] : kernel_; }
+  void clear_jumps();
+
+ private:
+  template <class F> void each(F&& f) {
+    f(kernel_);
+    for (CodeMap& m : user_) f(m);
+  }
+
+  CodeMap kernel_;
+  std::array<CodeMap, Mmu::context_count> user_;
+  // What they are in line with.
+  bool begun_ = false;
+  unsigned context_ = 0;
+  u64 generation_ = 0;
+  u64 global_generation_ = 0;
+  u64 page_flushes_ = 0;
+  std::array<u64, Mmu::context_count> context_generation_{};
+};
+
+} // namespace ring3::x86::jit

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The near jumps of 64-bit code whose destination is known when they are translated, or is where a call came
+// from. Traces follow them.
+#pragma once
+
+#include "x86/decode/decoded.h"
+
+namespace ring3::x86::jit {
+
+enum class JumpForm : u8 {
+  none,      // something else
+  jump,      // JMP, Jcc and CALL by a displacement
+  condition, //
+  call,      //
+  ret,       // RET, which releases few bytes if any
+};
+
+JumpForm jump_form(const Decoded& d);
+
+} // namespace ring3::x86::jit

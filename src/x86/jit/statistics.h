@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a vCPU's translator has done. The vCPU's thread counts, others may read.
+#pragma once
+
+#include "base/types.h"
+
+#include <array>
+#include <atomic>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace ring3::x86::jit {
+
+// Has one writer.
+class Counter {
+ public:
+  void add(u64 n = 1) { value_.store(value() + n, std::memory_order_relaxed); }
+  u64 value() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<u64> value_{0};
+};
+
+struct Statistics {
+  Counter translations; // blocks
+  Counter flushes;      // of everything that was translated; the first when there was nothing yet
+  Counter compared;     // blocks, with Lockstep
+  Counter entries;      // of translated code, by the dispatcher
+  Counter refreshes;    // of the jump tables, since translations of addresses or code may have changed
+  Counter interpreted;  // instructions, in blocks that were not translated
+  Counter missed;       // translated instructions that a handler did: not in the TLB, or about to fault
+  // Those that handlers always do, by the decoder's number of the mnemonic.
+  static constexpr unsigned mnemonics = 2048;
+  std::array<Counter, mnemonics> handled;
+
+  // The mnemonics that were handled most, and how often.
+  std::vector<std::pair<std::string, u64>> most_handled(unsigned count) const;
+  // A member of a JSON object: "translator":{...}.
+  std::string json() const;
+  // For people: lines without a prefix.
+  std::vector<std::string> lines() const;
+};
+
+} // namespace ring3::x86::jit
