@@ -183,13 +183,12 @@ bool Jit::valid(TranslatedPage& page) {
 TranslatedBlock* Jit::known(u64 linear, const std::byte* host) {
   TranslatedBlock** link = &store_->table[hash(linear, host, Store::table_bits)];
   while (TranslatedBlock* const t = *link) {
-    const bool stale = t->incarnation != t->page->incarnation;
-    if (!stale && (t->linear != linear || t->host != host)) {
+    if (t->linear != linear || t->host != host) {
       link = &t->next;
       continue;
     }
-    if (!stale && valid(*t->page)) return t;
-    *link = t->next;
+    if (t->incarnation == t->page->incarnation && valid(*t->page)) return t;
+    *link = t->next; // stale
   }
   return nullptr;
 }

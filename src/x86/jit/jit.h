@@ -56,7 +56,7 @@ class Jit final : public Executor {
     // NOPs, needs much of it for little code.
     static constexpr std::size_t most_memory = std::size_t{128} << 20;
 
-    static constexpr unsigned table_bits = 14;
+    static constexpr unsigned table_bits = 15;
     static constexpr unsigned page_bits = 10;
     std::vector<TranslatedBlock*> table = std::vector<TranslatedBlock*>(std::size_t{1} << table_bits);
     std::vector<TranslatedPage*> pages = std::vector<TranslatedPage*>(std::size_t{1} << page_bits);
