@@ -39,6 +39,10 @@ bool DirtyBitmap::is_marked(u64 page) const {
   return page < pages_ && (word(page / 64).load(std::memory_order_acquire) & page_bit(page)) != 0;
 }
 
+u64 DirtyBitmap::marked(std::size_t word_index) const {
+  return word_index < words() ? word(word_index).load(std::memory_order_acquire) : 0;
+}
+
 void DirtyBitmap::copy(std::span<u64> out) const {
   const std::size_t n = std::min(words(), out.size());
   for (std::size_t i = 0; i < n; ++i) out[i] = word(i).load(std::memory_order_acquire);

@@ -43,6 +43,9 @@ class DirtyBitmap : public Counted, public Pooled {
   bool clear(u64 first_page, std::span<const u64> bits);
   bool clear_page(u64 page);
 
+  // One word of the bitmap; 0 beyond its end.
+  u64 marked(std::size_t word_index) const;
+
   u64 pages() const { return pages_; }
   std::size_t words() const { return (u64{pages_} + 63) / 64; }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <utility>
 
@@ -143,6 +144,9 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
     bitmap = make_ref_in<DirtyBitmap>(impl_->bitmap_pool, region.memory_size >> page_shift,
                                       dirty_log_.initially_set() && !dirty_log_.uses_ring());
   const MemorySlot*& published = impl_->place(region.slot);
+  MappedPages& mapped = mapped_[space_of(region.slot)];
+  const PageRange pages{region.guest_phys_addr >> page_shift, end >> page_shift};
+  const bool any_mapped = mapped.may_have(pages);
   if (old == nullptr) {
     Ref<MemorySlot> slot = make_ref_in<MemorySlot>(impl_->slot_pool);
     slot->id = region.slot;
@@ -154,6 +158,7 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
     slot->private_backing = Ref<const PrivateBacking>::adopt(backing.release());
     const MemorySlot* const made = slot.get();
     slots.insert(std::move(slot));
+    if (any_mapped) mapped.forget(pages);
     published = made;
     ++impl_->count;
   } else {
@@ -163,12 +168,44 @@ int MemorySlots::set(const UserspaceMemoryRegion2& region, const PrivateMemory& 
     if (slot->base.value != region.guest_phys_addr) {
       slot = &slots.move(slot->base.value, region.guest_phys_addr, impl_->slot_pool);
       published = slot;
+      if (any_mapped) mapped.forget(pages);
+    } else if (any_mapped) {
+      toggle_logging(*slot);
     }
     slot->flags = region.flags;
     if (!logs || bitmap) std::swap(slot->dirty, bitmap);
   }
   generation_.fetch_add(1, std::memory_order_acq_rel);
   return 0;
+}
+
+SlotMappings MemorySlots::mappings(const MemorySlot& slot) const {
+  return {slot, impl_->private_pages.get(), mapped_[space_of(slot.id)]};
+}
+
+// What is mapped changes before vCPUs can see the slot do so, which leaves no page unnoticed: those that
+// still go by the old layout may record pages, and each notes what it reaches by the new one.
+void MemorySlots::toggle_logging(const MemorySlot& old) const {
+  const SlotMappings mapped = mappings(old);
+  if (old.dirty) {
+    if (!old.read_only()) mapped.recover();
+  } else if (dirty_log_.initially_set() || old.read_only()) { // what cannot be written may stay as it is
+    mapped.keep();
+  } else {
+    mapped.split({0, old.size >> page_shift});
+  }
+}
+
+MappingSizes MemorySlots::mapping_sizes() const {
+  MappingSizes sizes;
+  const std::scoped_lock guard(lock_);
+  for (const Impl::Space& space : impl_->spaces) {
+    space.slots.find_if([&](const MemorySlot& slot) {
+      mappings(slot).count(sizes);
+      return false;
+    });
+  }
+  return sizes;
 }
 
 SlotSnapshot MemorySlots::snapshot(u32 address_space) const {
@@ -189,6 +226,7 @@ int MemorySlots::set_attributes(const MemoryAttributes& args) {
   if (now.all(range, is_private)) return 0;
   auto next = std::make_shared<const PrivatePages>(now.with(range, is_private));
   retired = std::exchange(impl_->private_pages, next->empty() ? nullptr : std::move(next));
+  mapped_[0].forget(range); // as KVM: the guest has to reach the other memory first
   touch();
   return 0;
 }
@@ -229,8 +267,31 @@ int MemorySlots::clear_dirty_log(const kvm_clear_dirty_log& args, std::span<cons
   if (args.num_pages > rest || (args.num_pages < rest && args.num_pages % 64 != 0)) return -EINVAL;
   const u64 words = (u64{args.num_pages} + 63) / 64;
   if (bits.size() < words) return -EINVAL;
+  if (dirty_log_.initially_set()) split_cleared(args, bits.first(words));
   cleared = dirty->clear(args.first_page, bits.first(words));
   return 0;
+}
+
+// What is going to be cleared is split first, as KVM does it: by words of the bitmap, from the first such
+// page of the word to the last.
+void MemorySlots::split_cleared(const kvm_clear_dirty_log& args, std::span<const u64> bits) const {
+  const std::scoped_lock guard(lock_);
+  const MemorySlot* const slot = impl_->find(args.slot);
+  if (slot == nullptr || !slot->dirty) return;
+  const SlotMappings mapped = mappings(*slot);
+  PageRange pages{0, 0}; // of words one after the other
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const u64 word = args.first_page / 64 + i;
+    const u64 mask = bits[i] & slot->dirty->marked(word);
+    if (mask == 0) continue;
+    const u64 first = word * 64 + static_cast<u64>(std::countr_zero(mask));
+    if (pages.first == pages.end || word != (pages.end + 63) / 64) {
+      mapped.split(pages);
+      pages.first = first;
+    }
+    pages.end = word * 64 + static_cast<u64>(std::bit_width(mask));
+  }
+  mapped.split(pages);
 }
 
 bool MemorySlots::reset_dirty(u32 slot, u64 page) {
@@ -241,6 +302,8 @@ bool MemorySlots::reset_dirty(u32 slot, u64 page) {
     const MemorySlot* const found = impl_->find(slot);
     if (found == nullptr) return false;
     dirty = found->dirty;
+    if (dirty && page < dirty->pages() && dirty_log_.initially_set())
+      mappings(*found).split({page, page + 1});
   }
   return dirty && dirty->clear_page(page);
 }

@@ -15,6 +15,8 @@
 #include "kvm/counted.h"
 #include "kvm/dirty_log.h"
 #include "kvm/guest_memfd.h"
+#include "kvm/mapped_pages.h"
+#include "kvm/mapping_sizes.h"
 #include "kvm/memory_attributes.h"
 #include "kvm/slot_tree.h"
 #include "kvm/uapi_6_12.h"
@@ -125,6 +127,12 @@ class MemorySlots {
   DirtyLog& dirty_log() { return dirty_log_; }
   const DirtyLog& dirty_log() const { return dirty_log_; }
 
+  // Where vCPUs note what they reach in an address space.
+  MappedPages& mapped_pages(u32 address_space) const { return mapped_[address_space]; }
+  // How the memory of all slots is mapped for the guest. The current version's, so not while a new one is on
+  // its way to the vCPUs.
+  MappingSizes mapping_sizes() const;
+
   // Words that get_dirty_log() needs; 0 without such a slot or without logging.
   std::size_t dirty_words(u32 slot) const;
 
@@ -135,6 +143,9 @@ class MemorySlots {
 
  private:
   int find_dirty(u32 slot, Ref<DirtyBitmap>& out) const;
+  SlotMappings mappings(const MemorySlot& slot) const;
+  void toggle_logging(const MemorySlot& old) const;
+  void split_cleared(const kvm_clear_dirty_log& args, std::span<const u64> bits) const;
 
   bool well_formed(const UserspaceMemoryRegion2& r) const;
   bool valid_number(u32 slot) const;
@@ -145,6 +156,7 @@ class MemorySlots {
   std::unique_ptr<Impl> impl_;
   std::atomic<u64> generation_{0};
   DirtyLog dirty_log_;
+  const std::unique_ptr<MappedPages[]> mapped_ = std::make_unique<MappedPages[]>(max_address_spaces);
 };
 
 } // namespace ring3::kvm

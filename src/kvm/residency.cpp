@@ -3,6 +3,7 @@
 
 #include "base/address.h"
 #include "base/bits.h"
+#include "base/host_pages.h"
 
 #include <algorithm>
 #include <charconv>
@@ -97,20 +98,8 @@ bool Residency::in_user_range(u64 address) const {
   });
 }
 
-// The descriptor, or -1.
-int Residency::pagemap() {
-  const auto process = static_cast<u64>(::getpid());
-  u64 now = pagemap_.load(std::memory_order_relaxed);
-  if (now >> 32 == process) return static_cast<int>(now & low_mask(32)) - 1;
-  const int fd = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-  // That of a parent is left open: its number may be somebody else's by now.
-  if (pagemap_.compare_exchange_strong(now, process << 32 | static_cast<u32>(fd + 1))) return fd;
-  if (fd >= 0) ::close(fd);
-  return static_cast<int>(now & low_mask(32)) - 1;
-}
-
 void Residency::prepare() {
-  static_cast<void>(pagemap());
+  static_cast<void>(pagemap_descriptor());
   look_for_swap();
 }
 
@@ -120,7 +109,7 @@ bool Residency::may_block(const std::byte* page) {
   if (!served && (reasons_.load(std::memory_order_relaxed) & swapped) == 0) return false;
   u64 entry = 0;
   const auto at = static_cast<off_t>(address / page_size * sizeof entry);
-  const int fd = pagemap();
+  const int fd = pagemap_descriptor();
   if (fd >= 0 && ::pread(fd, &entry, sizeof entry, at) == ssize_t{sizeof entry}) {
     if ((entry & page_present) != 0) return false;
     return served || (entry & page_swapped) != 0;

@@ -52,14 +52,11 @@ class Residency {
   void set_reason(u32 reason, bool on);
   bool in_user_range(u64 address) const;
   bool any_user_range() const;
-  int pagemap();
 
   static Residency process_;
 
   std::atomic<u32> reasons_{0};
   std::array<Range, max_ranges> ranges_{};
-  // /proc/self/pagemap of the process in the upper half, plus one; a child of fork() needs another.
-  std::atomic<u64> pagemap_{0};
 };
 
 } // namespace ring3::kvm

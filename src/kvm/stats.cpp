@@ -28,6 +28,9 @@ constexpr Descriptor nanosecond_histogram(std::string_view name) {
   return {name, KVM_STATS_TYPE_LOG_HIST | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10, -9,
           LogHistogram::buckets};
 }
+constexpr Descriptor current(std::string_view name) {
+  return {name, KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10, 0, 1};
+}
 constexpr Descriptor flag(std::string_view name) {
   return {name, KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_BOOLEAN | KVM_STATS_BASE_POW10, 0, 1};
 }
@@ -54,8 +57,8 @@ constexpr std::array vcpu_descriptors{
 };
 // In the order of VmStats' members.
 constexpr std::array vm_descriptors{
-    count("remote_tlb_flush"),
-    count("remote_tlb_flush_requests"),
+    count("remote_tlb_flush"), count("remote_tlb_flush_requests"), current("pages_4k"), current("pages_2m"),
+    current("pages_1g"),
 };
 
 constexpr u64 data_bytes(std::span<const Descriptor> descriptors) {

@@ -78,6 +78,10 @@ struct VcpuStats {
 struct VmStats {
   Counter remote_tlb_flush; // all vCPUs were made to drop translations or permissions, and waited for
   Counter remote_tlb_flush_requests; // the same, wanted
+  // How the guest's memory is mapped (kvm/mapping_sizes.h), as it was when somebody looked: they are made
+  // when they are read.
+  Counter pages_4k, pages_2m;
+  Counter pages_1g; // always 0
 };
 
 // What one kind of file looks like.
@@ -94,6 +98,9 @@ class StatsLayout {
 
   static const StatsLayout& vcpu();
   static const StatsLayout& vm();
+
+  // Where the counters that are made when they are read lie among a VM's.
+  static constexpr u64 vm_page_counters = offsetof(VmStats, pages_4k);
 
   // Bytes of the whole file, and where the counters lie in it.
   u64 size() const { return data_offset_ + data_size_; }

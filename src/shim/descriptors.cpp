@@ -131,6 +131,8 @@ int Object::fallocate(int, int, s64 offset, s64 length) {
   return offset < 0 || length <= 0 ? -EINVAL : -ENODEV;
 }
 
+int Object::before_read(u64, u64) { return -EINVAL; }
+
 void lock_descriptors_for_fork() { table().changes.lock(); }
 void unlock_descriptors_after_fork(bool in_child) {
   Table& t = table();

@@ -30,7 +30,11 @@ class Object {
   virtual int fallocate(int fd, int mode, s64 offset, s64 length);
 
   // lseek(): where it says that it is, or -errno. By default a place that never moves.
-  virtual s64 seek() const { return 0; }
+  virtual s64 seek(int) const { return 0; }
+
+  // May the bytes of the file in [offset, offset + size) be read, once this has returned? 0 or -errno. By
+  // default they are not the client's to read.
+  virtual int before_read(u64 offset, u64 size);
 
   // Was it made by this process, and not by the parent before a fork? KVM's objects belong to the memory
   // they were made in.
@@ -52,8 +56,9 @@ int adopt_descriptor(int fd, std::shared_ptr<Object> object);
 // Null: not one of ours.
 std::shared_ptr<Object> find_object(int fd);
 
-// Does this descriptor stand for an object, whose memory file can then be neither read nor written nor sized?
-// Async-signal-safe, no locks, no system calls; does not know copies that came by a way we do not watch.
+// Does this descriptor stand for an object, which is to be asked before its memory file is read, and whose
+// file can be neither written nor sized? Async-signal-safe, no locks, no system calls; does not know copies
+// that came by a way we do not watch.
 bool is_sealed(int fd);
 
 // Around close(), close_range() and dup2(): these numbers stand for nothing any more. It begins before the

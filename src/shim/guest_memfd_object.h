@@ -21,7 +21,7 @@ class GuestMemfdObject final : public Object {
 
   long ioctl(unsigned long request, unsigned long argument) override;
   int fallocate(int fd, int mode, s64 offset, s64 length) override;
-  s64 seek() const override { return -ESPIPE; }
+  s64 seek(int) const override { return -ESPIPE; }
 
   const std::shared_ptr<kvm::GuestMemfd>& memory() const { return memory_; }
 

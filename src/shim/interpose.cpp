@@ -283,7 +283,7 @@ RING3_EXPORT void* mmap64(void* address, size_t size, int protection, int flags,
   return map(address, size, protection, flags, fd, offset);
 }
 
-// --- the contents of the files behind KVM's descriptors, which are not the VMM's ---
+// --- the contents of the files behind KVM's descriptors, which are not the VMM's but for statistics ---
 // The errors are those of files without these operations.
 
 namespace {
@@ -302,35 +302,57 @@ namespace {
 off_t seek(int fd, off_t offset, int whence) {
   if (is_sealed(fd)) {
     const LikeASystemCall held;
-    if (const auto object = find_object(fd)) return answer(object->seek());
+    if (const auto object = find_object(fd)) return answer(object->seek(fd));
   }
   return real::lseek(fd, offset, whence);
+}
+
+constexpr off_t at_position = -1;
+
+// A read of a descriptor that stands for something; 0: it is to be made. `offset`: or at_position.
+int before_read(int fd, off_t offset, size_t size) {
+  const LikeASystemCall held;
+  const auto object = find_object(fd);
+  if (!object) return 0;
+  const off_t from = offset == at_position ? real::lseek(fd, 0, SEEK_CUR) : offset;
+  return from < 0 ? 0 : object->before_read(static_cast<u64>(from), size);
+}
+ssize_t read_at(int fd, void* data, size_t size, off_t offset) {
+  const int refused = is_sealed(fd) ? before_read(fd, offset < 0 ? 0 : offset, size) : 0;
+  return refused != 0 ? answer(refused) : real::pread(fd, data, size, offset);
+}
+// A write to a descriptor that stands for something; the kernel looks at the descriptor's mode first.
+int refuse_write(int fd) {
+  const int mode = real::fcntl(fd, F_GETFL);
+  return answer(mode >= 0 && (mode & O_ACCMODE) == O_RDONLY ? -EBADF : -EINVAL);
 }
 } // namespace
 
 RING3_EXPORT ssize_t read(int fd, void* data, size_t size) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::read(fd, data, size);
+  const int refused = is_sealed(fd) ? before_read(fd, at_position, size) : 0;
+  return refused != 0 ? answer(refused) : real::read(fd, data, size);
 }
 RING3_EXPORT ssize_t write(int fd, const void* data, size_t size) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::write(fd, data, size);
+  return is_sealed(fd) ? refuse_write(fd) : real::write(fd, data, size);
 }
 RING3_EXPORT ssize_t pread(int fd, void* data, size_t size, off_t offset) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::pread(fd, data, size, offset);
+  return read_at(fd, data, size, offset);
 }
 RING3_EXPORT ssize_t pread64(int fd, void* data, size_t size, off64_t offset) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::pread(fd, data, size, offset);
+  return read_at(fd, data, size, offset);
 }
 RING3_EXPORT ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::pwrite(fd, data, size, offset);
+  return is_sealed(fd) ? refuse_write(fd) : real::pwrite(fd, data, size, offset);
 }
 RING3_EXPORT ssize_t pwrite64(int fd, const void* data, size_t size, off64_t offset) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::pwrite(fd, data, size, offset);
+  return is_sealed(fd) ? refuse_write(fd) : real::pwrite(fd, data, size, offset);
 }
 RING3_EXPORT ssize_t readv(int fd, const struct iovec* parts, int count) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::readv(fd, parts, count);
+  const int refused = is_sealed(fd) ? before_read(fd, at_position, ~size_t{0}) : 0;
+  return refused != 0 ? answer(refused) : real::readv(fd, parts, count);
 }
 RING3_EXPORT ssize_t writev(int fd, const struct iovec* parts, int count) {
-  return is_sealed(fd) ? answer(-EINVAL) : real::writev(fd, parts, count);
+  return is_sealed(fd) ? refuse_write(fd) : real::writev(fd, parts, count);
 }
 RING3_EXPORT int ftruncate(int fd, off_t size) noexcept {
   return is_sealed(fd) ? answer(-EINVAL) : real::ftruncate(fd, size);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/served_paths.h"
 
+#include "base/host_pages.h"
 #include "shim/descriptors.h"
 #include "shim/real_calls.h"
 #include "shim/settings.h"
@@ -23,6 +24,7 @@ constexpr unsigned kvm_major = 10, kvm_minor = 232; // Documentation/admin-guide
 
 struct Parameter {
   std::string_view module, name, value;
+  bool large_pages = false; // N after all if the host does not tell of large pages
 };
 // What is true of ours. A guest's page tables are walked as they are, so its own MAXPHYADDR holds exactly and
 // there is no second dimension that could have another: KVM has that without EPT and NPT only.
@@ -32,8 +34,10 @@ constexpr Parameter parameters[] = {
     {"kvm", "enable_vmware_backdoor", "N\n"},
     {"kvm", "force_emulation_prefix", "0\n"},
     {"kvm", "nx_huge_pages", "N\n"},
-    {"kvm", "tdp_mmu", "N\n"},
-    {"kvm", "eager_page_split", "N\n"}, // no large mappings to split
+    // What is mapped for a guest is known by guest-physical page, not by its own page tables, and the dirty
+    // log splits what is large at once (kvm/mapping_sizes.h). In KVM this needs EPT or NPT.
+    {"kvm", "tdp_mmu", "Y\n", true},
+    {"kvm", "eager_page_split", "Y\n", true},
     {"kvm_intel", "ept", "N\n"},
     {"kvm_intel", "unrestricted_guest", "Y\n"},
     {"kvm_intel", "nested", "N\n"},
@@ -79,7 +83,8 @@ std::optional<std::string> module_parameter(std::string_view path) {
   if (module == "kvm_intel" && amd() && host_is_amd()) return std::nullopt;
   if (module == "kvm_amd" && !amd() && !host_is_amd()) return std::nullopt;
   for (const Parameter& p : parameters) {
-    if (p.module == module && p.name == name) return std::string(p.value);
+    if (p.module == module && p.name == name)
+      return p.large_pages && !HostPages::told() ? "N\n" : std::string(p.value);
   }
   return std::nullopt;
 }

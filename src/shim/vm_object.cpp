@@ -12,6 +12,7 @@
 #include "shim/stats_report.h"
 #include "shim/user_memory.h"
 #include "shim/vcpu_object.h"
+#include "shim/vm_stats_object.h"
 #include "x86/api/capabilities.h"
 
 #include <cerrno>
@@ -234,7 +235,7 @@ long VmObject::vm_ioctl(unsigned long request, unsigned long argument) {
     kvm_msr_filter filter;
     return get_user(filter, argument) ? vm_->set_msr_filter(filter, copy_from_user) : -EFAULT;
   }
-  case KVM_GET_STATS_FD: return vm_->open_stats();
+  case KVM_GET_STATS_FD: return VmStatsObject::create(shared_from_this());
   case KVM_GET_TSC_KHZ: return static_cast<long>(vm_->tsc_khz());
   case KVM_SET_TSC_KHZ: return vm_->set_tsc_khz(static_cast<u32>(argument));
   case KVM_SET_BOOT_CPU_ID: return vm_->set_boot_cpu_id(argument);

@@ -28,7 +28,7 @@ void Vcpu::requeue_if_memory_fault(EventType type, u8 vector) {
 
 namespace {
 
-// Has the host's kernel map a page for reading; there is no other page table of ours to fill. 0 or -EFAULT.
+// Has the host's kernel map a page for reading; there is no page table of ours to fill. 0 or -EFAULT.
 int map_page(std::byte* host) {
   constexpr int populate_read = 22; // MADV_POPULATE_READ, Linux 5.14
   if (madvise(host, page_size, populate_read) == 0) return 0;
@@ -54,6 +54,7 @@ int Vcpu::pre_fault_memory(kvm::PreFaultMemory& range) {
     const Backing b = cpu_.mmu.backing(GuestPhys{range.gpa});
     result = b.host != nullptr ? map_page(b.host) : b.unreachable ? -EFAULT : -ENOENT;
     if (result != 0) break;
+    cpu_.mmu.note_mapped(b, GuestPhys{range.gpa});
   }
   return range.size == wanted ? result : 0;
 }

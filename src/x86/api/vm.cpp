@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "x86/api/vm.h"
 
+#include "base/host_pages.h"
 #include "kvm/residency.h"
 #include "x86/api/system.h"
 #include "x86/api/vcpu.h"
@@ -23,6 +24,7 @@ Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type, Engine engine)
       irqfds_([this](u32 gsi, bool level, kvm::IrqFds::Source source) { drive_line(gsi, level, source); },
               [this] { irqchip_->resampled_changed(); }) {
   kvm::Residency::of_process().prepare();
+  static_cast<void>(HostPages::told()); // while nothing keeps the process from asking
   code_watch_.set_listener(this);
 }
 

@@ -66,6 +66,9 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
   int enable_dirty_ring(u32 bytes);        // KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL
   int reset_dirty_rings();                 // the number of entries taken back
   int open_stats();                        // KVM_GET_STATS_FD: a new descriptor
+  // Brings the statistics up to date that are not counted as things happen: pages_4k and pages_2m. Any
+  // thread.
+  void refresh_stats();
   // All counters, "vm":{...},"vcpus":[{...}], with the instructions that each vCPU has retired.
   std::string stats_json();
 
@@ -155,6 +158,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
   // After bits of the dirty log were cleared: returns when no vCPU stores without marking any more. lock_
   // held.
   void revoke_writes();
+  void count_pages(); // lock_ held
   void drive_line(u32 gsi, bool level, kvm::IrqFds::Source source);
 
   const Engine engine_;

@@ -67,13 +67,26 @@ void Vm::revoke_writes() {
   ++stats_->remote_tlb_flush;
 }
 
+void Vm::count_pages() {
+  const kvm::MappingSizes sizes = slots_.mapping_sizes();
+  stats_->pages_4k.set(sizes.pages_4k);
+  stats_->pages_2m.set(sizes.pages_2m);
+}
+
+void Vm::refresh_stats() {
+  const std::scoped_lock guard(lock_);
+  count_pages();
+}
+
 int Vm::open_stats() {
   const std::scoped_lock guard(lock_);
+  count_pages();
   return stats_.open();
 }
 
 std::string Vm::stats_json() {
   const std::scoped_lock guard(lock_);
+  count_pages();
   std::string out =
       fmt::format("\"vm\":{{{}}},\"vcpus\":[", kvm::stats_json(kvm::StatsLayout::vm(), &*stats_));
   for (const auto& v : vcpus_) {

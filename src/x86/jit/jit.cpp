@@ -153,6 +153,7 @@ CodeMap::Page Jit::page_at(u64 linear, CodeMap::Rights& rights) {
   }
   const Backing b = cpu_.platform.claims_page(t.pa) ? Backing{} : cpu_.mmu.backing(t.pa);
   rights = {t.global, t.large};
+  if (b.host != nullptr) cpu_.mmu.note_mapped(b, t.pa);
   return {linear, b.host, t.pa};
 }
 

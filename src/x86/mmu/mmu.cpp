@@ -83,6 +83,7 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
   const u64 addend = reinterpret_cast<u64>(b.host) - page;
   const bool same = e.addend == addend && (e.read_tag == page || e.exec_tag == page);
   if (!same) e = TlbEntry{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, addend};
+  note_mapped(b, t.pa);
   if (access == Access::fetch) {
     e.exec_tag = page;
   } else {

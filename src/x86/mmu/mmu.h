@@ -73,6 +73,8 @@ class Mmu {
     const u64 page = (a - b.slot->base) >> page_shift;
     if (b.slot->dirty->mark(page) && dirty_ring_ != nullptr) dirty_ring_->push(b.slot->id, page);
   }
+  // The guest reaches the page: it counts as mapped from now on (kvm/mapped_pages.h).
+  void note_mapped(const Backing& b, GuestPhys a) { slots_.mapped_pages(b.slot->id >> 16).record(a); }
   // Where pages go that this vCPU writes first; null: nowhere but into the slots' bitmaps.
   void set_dirty_ring(kvm::DirtyRing* ring) { dirty_ring_ = ring; }
 

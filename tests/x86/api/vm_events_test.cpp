@@ -395,6 +395,48 @@ TEST_F(VmEvents, AFullDirtyRingStopsTheVcpu) {
   EXPECT_GT(vcpu_[0]->instructions(), instructions);
 }
 
+// What the guest reaches, by loads, stores and fetches, counts as mapped; on how large pages, see
+// kvm/mapping_sizes_test.cpp.
+TEST_F(VmEvents, PagesThatTheGuestReachesAreMapped) {
+  madvise(memory_, low_size + logged_size, MADV_NOHUGEPAGE);
+  const auto mapped = [this] { return vm_->slots().mapping_sizes().pages_4k; };
+  code({
+      0x66, 0xbb, 0x00, 0x00, 0x10, 0x00,             // mov ebx, 0x100000
+      0x67, 0x66, 0x89, 0x03,                         // mov [ebx], eax
+      0x67, 0x66, 0x8b, 0x83, 0x00, 0x10, 0x00, 0x00, // mov eax, [ebx + 0x1000]
+      0x67, 0x66, 0x89, 0x83, 0xff, 0x2f, 0x00, 0x00, // mov [ebx + 0x2fff], eax
+      0xf4,
+  });
+  start();
+  map_logged(0);
+  EXPECT_EQ(mapped(), 0u);
+  EXPECT_EQ(run().exit_reason, static_cast<u32>(KVM_EXIT_HLT));
+  EXPECT_EQ(mapped(), 5u) << "code, a store, a load, and a store to two pages";
+  enter(0, code_at);
+  EXPECT_EQ(run().exit_reason, static_cast<u32>(KVM_EXIT_HLT));
+  EXPECT_EQ(mapped(), 5u);
+  EXPECT_NE(vm_->stats_json().find("\"pages_4k\":5,\"pages_2m\":0,\"pages_1g\":0"), std::string::npos)
+      << vm_->stats_json();
+
+  // Memory of another slot begins anew, even if the guest knows its translation well.
+  kvm_userspace_memory_region slot{};
+  slot.slot = 1;
+  slot.guest_phys_addr = logged_at;
+  ASSERT_EQ(vm_->set_user_memory_region(slot), 0);
+  EXPECT_EQ(mapped(), 1u);
+  map_logged(0);
+  EXPECT_EQ(mapped(), 1u);
+  enter(0, code_at);
+  EXPECT_EQ(run().exit_reason, static_cast<u32>(KVM_EXIT_HLT));
+  EXPECT_EQ(mapped(), 5u);
+
+  kvm::PreFaultMemory range{};
+  range.gpa = logged_at + 0x8000;
+  range.size = 3 * page_size;
+  EXPECT_EQ(vcpu_[0]->pre_fault_memory(range), 0);
+  EXPECT_EQ(mapped(), 8u);
+}
+
 TEST_F(VmEvents, StatisticsOfVmAndVcpu) {
   code({0xe6, 0x10, 0xf4});
   start();
