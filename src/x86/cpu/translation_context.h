@@ -53,7 +53,11 @@ struct Context {
   // do: not 0 while the registers hold the guest's.
   u8 vectors_usable = 0;
   u8 vectors_live = 0;
-  u32 host_mxcsr = 0x1f80; // what C++ runs with
+  u32 host_mxcsr = 0x1f80;                     // what C++ runs with
+  u16 host_fcw = 0x37f;                        // likewise
+  u16 x87_control = 0;                         // a word on its way into FCW
+  bool x87_used = false;                       // flags of exceptions may be left in the host's status word
+  alignas(64) std::array<u8, 512> x87_image{}; // for FXSAVE and FXRSTOR
 };
 
 } // namespace ring3::x86::jit

@@ -102,6 +102,11 @@ bool runs_on_vector_registers(const Insn& in) {
          is_masked_vector_handler(in.handler);
 }
 
+bool runs_on_mmx_registers(const Insn& in) {
+  return in.handler == run_registers<true> || in.handler == run_load<true> || in.handler == run_store<true> ||
+         in.handler == run_emms;
+}
+
 Handler bind_vector(const Decoded& d, Insn& in, const CpuidTable&) {
   if (d.op != Op::vector) return nullptr;
   if (d.lock) return handle_ud;

@@ -77,6 +77,8 @@ PlanStatus find_plan(const Decoded& d, const VectorPlan*& out);
 // Can the instruction run on the host as it is, given XMM, YMM, ZMM and opmask registers (no MMX ones) and
 // that all of its memory operand may be accessed? VZEROUPPER and VZEROALL are ones without a plan.
 bool runs_on_vector_registers(const Insn& in);
+// Likewise, given MMX registers, and XMM ones too if the plan needs them. EMMS is one without a plan.
+bool runs_on_mmx_registers(const Insn& in);
 // Does the instruction leave its result in the arithmetic flags, all of them?
 bool vector_writes_flags(const Decoded& d);
 

@@ -7,6 +7,7 @@
 #include "x86/mmu/tlb.h"
 
 #include <new>
+#include <utility>
 
 namespace ring3::x86::jit {
 
@@ -63,7 +64,7 @@ BlockEmitter::BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunk
 
 BlockEmitter::Cold& BlockEmitter::add_cold(Cold::Kind kind, u8* from) {
   Cold& c = cold_[cold_count_++];
-  c = Cold{.kind = kind, .from = from};
+  c = Cold{.kind = kind, .from = from, .pointers = pointers_of_};
   return c;
 }
 
@@ -247,7 +248,7 @@ void BlockEmitter::find_groups() {
 
 bool BlockEmitter::emit_native(unsigned i) {
   return is_hint(source_[i].decoded.op) || address_only(i) || stack(i) || control_flow(i) || vector(i) ||
-         division(i) || privileged(i) || copied(i);
+         x87(i) || division(i) || privileged(i) || copied(i);
 }
 
 void BlockEmitter::instruction(unsigned i) {
@@ -264,6 +265,7 @@ void BlockEmitter::instruction(unsigned i) {
 void BlockEmitter::stepped(unsigned i) {
   keep_flags();
   end_loans();
+  keep_pointers(std::exchange(pointers_of_, none));
   e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(i)));
   call_thunk(thunks_.step);
   in_host_ = false;
@@ -450,16 +452,18 @@ bool BlockEmitter::copied(unsigned i) {
   return true;
 }
 
-void BlockEmitter::make_vectors_live(unsigned i, u8 level) {
-  if ((live_vectors_ & level) != 0) return;
-  if (live_before_[i] != 0) keep_flags();
-  host_flags_lost();
-  e_.test8_imm(HostMem::in_cpu(l_.vectors_live), level);
-  Cold& out = add_cold(Cold::Kind::vectors, e_.jcc(Cond::e));
-  out.index = static_cast<u16>(i);
-  out.level = level;
-  out.back = e_.here();
-  live_vectors_ |= level;
+void BlockEmitter::make_vectors_live(unsigned i, u8 levels) {
+  for (unsigned wanted = levels & ~live_vectors_; wanted != 0; wanted &= wanted - 1) {
+    const auto level = static_cast<u8>(wanted & -wanted);
+    if (live_before_[i] != 0) keep_flags();
+    host_flags_lost();
+    e_.test8_imm(HostMem::in_cpu(l_.vectors_live), level);
+    Cold& out = add_cold(Cold::Kind::vectors, e_.jcc(Cond::e));
+    out.index = static_cast<u16>(i);
+    out.level = level;
+    out.back = e_.here();
+    live_vectors_ |= level;
+  }
 }
 
 bool BlockEmitter::vector(unsigned i) {
@@ -832,6 +836,7 @@ void BlockEmitter::cold(const Cold& c) {
     break;
   case Cold::Kind::slow: {
     end_loans();
+    keep_pointers(c.pointers);
     bool returns = true;
     for (unsigned i = c.index; i <= c.last && returns; ++i) {
       e_.mov_imm(scratch_a, reinterpret_cast<u64>(step_address(i)));
@@ -840,7 +845,9 @@ void BlockEmitter::cold(const Cold& c) {
     }
     if (!returns) break;
     begin_loans();
-    if (c.level != 0) call_thunk(thunks_.load_vectors); // the step has put them away
+    // The step has put them away.
+    if ((c.level & vector_level::x87) != 0) call_thunk(thunks_.load_x87);
+    if ((c.level & vector_level::vectors) != 0) call_thunk(thunks_.load_vectors);
     if (c.host_flags) fetch_flags(true);
     if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.back);
     break;
@@ -848,11 +855,12 @@ void BlockEmitter::cold(const Cold& c) {
   case Cold::Kind::vectors: {
     e_.test8_imm(HostMem::in_cpu(l_.vectors_usable), c.level);
     u8* const refused = e_.jcc(Cond::e);
-    call_thunk(thunks_.load_vectors);
+    call_thunk(c.level == vector_level::x87 ? thunks_.load_x87 : thunks_.load_vectors);
     if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.back);
     e_.aim_here(refused);
     e_.add32_imm(HostMem::in_cpu(l_.budget), t_.count - c.index);
     end_loans();
+    keep_pointers(c.pointers);
     e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::interpret, steps_[c.index].ip)));
     aim_at_thunk(e_.jmp(), thunks_.leave);
     break;
@@ -860,6 +868,7 @@ void BlockEmitter::cold(const Cold& c) {
   case Cold::Kind::link: unlinked(c, c.from); break;
   case Cold::Kind::side:
     end_loans();
+    keep_pointers(c.pointers);
     give_back(t_.count - c.index - 1u, c.host_flags);
     if (same_page(c.target)) {
       u8* const field = e_.jmp();
@@ -872,6 +881,11 @@ void BlockEmitter::cold(const Cold& c) {
     break;
   case Cold::Kind::other_return:
     end_loans();
+    if (c.pointers != none) {
+      e_.mov(scratch_b, scratch_a); // where it goes
+      keep_pointers(c.pointers);
+      e_.mov(scratch_a, scratch_b);
+    }
     give_back(t_.count - c.index - 1u, false);
     in_host_ = false; // return_expected() has kept them
     jump_indirect(c.index, c.pushed);

@@ -24,6 +24,8 @@ class BlockEmitter {
   void emit();
 
  private:
+  static constexpr s16 none = -1; // instruction
+
   // Code out of the way, for what seldom happens.
   struct Cold {
     enum class Kind : u8 { head, slow, link, jump, side, other_return, miss, vectors };
@@ -39,6 +41,8 @@ class BlockEmitter {
     u8* literal = nullptr;           // other_return: of a rel32 that wants `target`
     s8 pushed = 0;                   // miss, other_return
     u8 level = 0;                    // vectors: that are not live; slow: that have to be live again
+    // slow, vectors, side, other_return: the instruction that FOP and FIP are of, if they are not in memory
+    s16 pointers = none;
   };
 
   // A memory operand as addresses are computed for it.
@@ -57,7 +61,9 @@ class BlockEmitter {
   bool emit_native(unsigned i);
   bool copied(unsigned i);
   bool vector(unsigned i);
-  void make_vectors_live(unsigned i, u8 level);
+  bool x87(unsigned i);
+  void load_control(unsigned i, const HostMem& memory);
+  void make_vectors_live(unsigned i, u8 levels);
   bool stack(unsigned i);
   bool address_only(unsigned i);
   bool division(unsigned i);
@@ -93,6 +99,12 @@ class BlockEmitter {
   void fetch_flags(bool scratch_free); // into the host's
   void host_flags_lost() { in_host_ = false; }
 
+  // --- the x87 FPU's last instruction and its operand ---
+  void has_set_pointers(unsigned i);
+  void keep_pointers(s16 of);
+  void keep_data_pointer(const Place& p);
+  void keep_address(s32 member, u64 address);
+
   void begin_loans();
   void end_loans();
 
@@ -122,6 +134,7 @@ class BlockEmitter {
   bool in_host_ = false, in_memory_ = false; // neither: nobody will ask for them
   bool ended_ = false;                       // by a jump
   u8 live_vectors_ = 0;                      // levels that are known to be
+  s16 pointers_of_ = none;                   // the instruction whose FOP and FIP memory does not have yet
   static constexpr unsigned max_cold = 5 * max_insns + 4;
   std::array<Cold, max_cold> cold_;
   unsigned cold_count_ = 0;

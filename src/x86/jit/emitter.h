@@ -60,6 +60,15 @@ class Emitter {
   void movzx16(HostReg to, const HostMem& from);
   // The shortest form; keeps the flags.
   void mov_imm(HostReg to, u64 value);
+  void mov_imm(const HostMem& to, s32 value) { // sign-extended
+    op_rm(true, 0xc7, 0, to);
+    raw<s32>(value);
+  }
+  void mov16_imm(const HostMem& to, u16 value) {
+    byte_prefix(to, 0x66);
+    op_rm_after_prefix(false, 0xc7, 0, to);
+    raw<u16>(value);
+  }
   void lea(HostReg to, const HostMem& from) { op_rm(true, 0x8d, to, from); }
   void lea32(HostReg to, const HostMem& from) { op_rm(false, 0x8d, to, from); }
 
@@ -123,8 +132,15 @@ class Emitter {
     op_rm(false, 0xc6, 0, m);
     byte(value);
   }
-  void mov8(const HostMem& to, HostReg from) { // R8 to R15
+  void mov8(const HostMem& to, HostReg from) { // RAX to RBX, R8 to R15
     op_rm(false, 0x88, from, to);
+  }
+  void or8(const HostMem& to, HostReg from) { // likewise
+    op_rm(false, 0x08, from, to);
+  }
+  void or8_imm(const HostMem& m, u8 value) {
+    op_rm(false, 0x80, 1, m);
+    byte(value);
   }
   void movzx8(HostReg to, const HostMem& from) {
     if (from.gs) byte(0x65);
@@ -132,12 +148,13 @@ class Emitter {
     bytes_of(0x0f, 0xb6);
     modrm(to, from);
   }
-  void load_host_mxcsr(const HostMem& m) {
-    if (m.gs) byte(0x65);
-    rex(false, 2, m);
-    bytes_of(0x0f, 0xae);
-    modrm(2, m);
-  }
+  void load_host_mxcsr(const HostMem& m) { state_op(false, 2, m); }
+
+  void stmxcsr(const HostMem& m) { state_op(false, 3, m); }
+  void fxsave64(const HostMem& m) { state_op(true, 0, m); }
+  void fxrstor64(const HostMem& m) { state_op(true, 1, m); }
+  void fldcw(const HostMem& m) { op_rm(false, 0xd9, 5, m); }
+  void emms() { bytes_of(0x0f, 0x77); }
 
   // BT of a word: CF becomes the bit.
   void bt16(const HostMem& m, u8 number) {
@@ -204,6 +221,12 @@ class Emitter {
 
  private:
   template <class... B> void bytes_of(B... b) { (byte(static_cast<u8>(b)), ...); }
+  void state_op(bool wide, u8 digit, const HostMem& m) { // 0F AE
+    if (m.gs) byte(0x65);
+    rex(wide, digit, m);
+    bytes_of(0x0f, 0xae);
+    modrm(digit, m);
+  }
   void byte_prefix(const HostMem& m, u8 prefix) {
     if (m.gs) byte(0x65);
     byte(prefix);

@@ -2,6 +2,7 @@
 #include "x86/jit/flag_use.h"
 
 #include "x86/interp/vector_plan.h"
+#include "x86/jit/x87_copy.h"
 
 namespace ring3::x86::jit {
 
@@ -36,6 +37,7 @@ u64 flags_of_condition(u8 cc) {
 FlagUse flag_use(const Decoded& d) {
   switch (d.op) {
   case Op::vector: return vector_writes_flags(d) ? FlagUse{.writes = all} : FlagUse{};
+  case Op::x87: return x87_flag_use(d);
   case Op::mov:
   case Op::movnti:
   case Op::movzx:

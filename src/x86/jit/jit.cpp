@@ -6,6 +6,7 @@
 #include "x86/jit/lockstep.h"
 #include "x86/jit/trace.h"
 #include "x86/jit/vector_copy.h"
+#include "x86/jit/x87_copy.h"
 
 #include <algorithm>
 #include <array>
@@ -15,6 +16,7 @@
 #include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <utility>
 
 namespace ring3::x86::jit {
 
@@ -57,6 +59,14 @@ template <class F> bool each_line(u32 lines, F&& holds) {
   return true;
 }
 
+// Would x87 and MMX instructions raise no fault, and does the processor take the state as it is? A VMM may
+// have set what no processor has.
+bool x87_usable(const CpuState& s) {
+  constexpr unsigned masks = 0x3f, fixed = 0x40, reserved = 0xe080, summary = 0x8080;
+  return (s.cr0 & (cr0::em | cr0::ts)) == 0 && (s.x87.fcw & (masks | fixed | reserved)) == (masks | fixed) &&
+         (s.x87.fsw & summary) == 0;
+}
+
 } // namespace
 
 Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::move(code_cache)) {
@@ -82,6 +92,11 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.vectors_usable = from_gs(&cpu.translation_.vectors_usable);
   layout.vectors_live = from_gs(&cpu.translation_.vectors_live);
   layout.host_mxcsr = from_gs(&cpu.translation_.host_mxcsr);
+  layout.x87 = from_gs(&cpu.state.x87);
+  layout.x87_image = from_gs(cpu.translation_.x87_image.data());
+  layout.x87_control = from_gs(&cpu.translation_.x87_control);
+  layout.x87_used = from_gs(&cpu.translation_.x87_used);
+  layout.host_fcw = from_gs(&cpu.translation_.host_fcw);
 
   const std::span<u8> room = cache->room();
   Emitter e(room);
@@ -319,7 +334,7 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
       s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip : result == Step::next && !s->ends;
   if (goes_on && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
       cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
-    if (!s->native) cpu->translation_.vectors_usable = jit.usable_vectors();
+    if (!s->native || s->unmasks) cpu->translation_.vectors_usable = jit.usable_vectors();
     return nullptr;
   }
   const int executed = s->index + (result == Step::abort ? 0 : 1);
@@ -385,8 +400,8 @@ bool Jit::execute(TranslatedBlock& t) {
 u8 Jit::usable_vectors() const {
   const CpuState& s = cpu_.state;
   constexpr u32 masks = 0x1f80;
-  if ((s.x87.mxcsr & masks) != masks) return 0; // what is unmasked comes as a signal
-  u8 usable = 0;
+  u8 usable = x87_usable(s) ? vector_level::x87 : 0;
+  if ((s.x87.mxcsr & masks) != masks) return usable; // what is unmasked comes as a signal
   if (vector_needs_met(s, vector_needs::sse)) usable |= vector_level::sse;
   if (host::has_avx() && vector_needs_met(s, vector_needs::vex)) usable |= vector_level::avx;
   if (host::has_avx512() && vector_needs_met(s, vector_needs::evex)) usable |= vector_level::avx512;
@@ -413,6 +428,7 @@ CpuExit Jit::run() {
   const CpuExit why = loop();
   write_gs_base(program_gs_);
   running_ = false;
+  if (std::exchange(cpu_.translation_.x87_used, false)) asm volatile("fnclex");
   return why;
 }
 
@@ -459,9 +475,16 @@ bool Jit::recover(const HostRegisters& host) {
   for (unsigned r = 0; r < t.map.size(); ++r) {
     if (t.map[r] != no_reg) cpu_.state.regs[r] = host.gpr[t.map[r]];
   }
-  if (cpu_.translation_.vectors_live != 0) {
-    cpu_.translation_.vectors_live = 0;
+  const u8 live = std::exchange(cpu_.translation_.vectors_live, 0);
+  if ((live & vector_level::vectors) != 0)
     store_->signal_frame.read(host.vectors, cpu_.state.vector, cpu_.state.x87.mxcsr);
+  if ((live & vector_level::x87) != 0) SignalFrame::read_x87(host.vectors, cpu_.state.x87);
+  for (unsigned last = i; last-- > 0;) {
+    const StepSite& s = t.steps[last];
+    if (!sets_x87_pointers(s.insn)) continue;
+    cpu_.state.x87.fop = static_cast<u16>(s.insn.imm);
+    cpu_.state.x87.fip = s.ip;
+    break;
   }
   cpu_.insn_start_ = t.steps[i].ip;
   cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget - t.count + i);

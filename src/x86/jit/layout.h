@@ -25,6 +25,11 @@ struct Layout {
   s32 vectors_usable = 0;
   s32 vectors_live = 0;
   s32 host_mxcsr = 0;
+  s32 x87 = 0; // CpuState::x87
+  s32 x87_image = 0;
+  s32 x87_control = 0;
+  s32 x87_used = 0;
+  s32 host_fcw = 0;
 
   HostMem reg(unsigned guest) const { return HostMem::in_cpu(regs + static_cast<s32>(guest * 8)); }
 };

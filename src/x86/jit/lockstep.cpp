@@ -101,6 +101,7 @@ std::string Lockstep::difference(const Outcome& a, const Outcome& b, u64 wanted)
   if (!a.aborted && a.state.rip() != b.state.rip()) return "RIP";
   if (std::memcmp(&a.state.vector, &b.state.vector, sizeof a.state.vector) != 0) return "vector registers";
   if (a.state.x87.mxcsr != b.state.x87.mxcsr) return "MXCSR";
+  if (std::memcmp(&a.state.x87, &b.state.x87, sizeof a.state.x87) != 0) return "x87 state";
   if (((a.state.rflags() ^ b.state.rflags()) & wanted) != 0) return "flags";
   if (a.state.system_flags != b.state.system_flags) return "system flags";
   if (a.state.segment(Seg::gs).base != b.state.segment(Seg::gs).base ||

@@ -45,4 +45,13 @@ void SignalFrame::read(const void* frame, VectorState& out, u32& mxcsr) const {
   if (has(opmask)) std::memcpy(out.k, at + offset_[opmask], sizeof out.k);
 }
 
+void SignalFrame::read_x87(const void* frame, X87State& out) {
+  X87State image;
+  std::memcpy(&image, frame, sizeof image);
+  out.fcw = image.fcw;
+  out.fsw = image.fsw;
+  out.ftw = image.ftw;
+  std::memcpy(out.st, image.st, sizeof out.st);
+}
+
 } // namespace ring3::x86::jit

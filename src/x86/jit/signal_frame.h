@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vector registers where a signal has interrupted this thread: the kernel keeps them in the signal's frame as
-// XSAVE writes them (SDM vol. 1, 13.4; in the standard form).
+// Vector and x87 registers where a signal has interrupted this thread: the kernel keeps them in the signal's
+// frame as XSAVE writes them (SDM vol. 1, 13.4; in the standard form).
 #pragma once
 
 #include "x86/cpu/state.h"
@@ -14,6 +14,8 @@ class SignalFrame {
 
   // `frame`: mcontext_t::fpregs. Registers that the frame does not have are zero. Async-signal-safe.
   void read(const void* frame, VectorState& out, u32& mxcsr) const;
+  // But for MXCSR, and FOP, FIP and FDP, which are not the guest's.
+  static void read_x87(const void* frame, X87State& out);
 
  private:
   static constexpr unsigned components = 8;

@@ -53,9 +53,49 @@ u8* unless(Emitter& e, s32 byte, u8 bit) {
   return e.jcc(Cond::e);
 }
 
-// General registers are in CpuState already.
-void save_vectors(Emitter& e, const Layout& l, const Cpu* cpu) {
-  u8* const none = unless(e, l.vectors_live, 0xff);
+// What CpuState and an FXSAVE image have in common, but for the pointers to the last instruction and its
+// operand: those are only in CpuState.
+void copy_x87_state(Emitter& e, s32 to, s32 from, HostReg temporary) {
+  const auto copy = [&](std::size_t at, bool wide) {
+    e.mov(wide, temporary, HostMem::in_cpu(from + static_cast<s32>(at)));
+    e.mov(wide, HostMem::in_cpu(to + static_cast<s32>(at)), temporary);
+  };
+  copy(offsetof(X87State, fcw), false); // and FSW
+  e.movzx8(temporary, HostMem::in_cpu(from + s32{offsetof(X87State, ftw)}));
+  e.mov8(HostMem::in_cpu(to + s32{offsetof(X87State, ftw)}), temporary);
+  for (std::size_t at = 0; at < sizeof(X87State::st); at += 8) copy(offsetof(X87State, st) + at, true);
+}
+
+// Where vectors are not live the image's are loaded, and of no use to anybody.
+void load_x87(Emitter& e, const Layout& l) {
+  const auto image = [&](s32 at) { return HostMem::in_cpu(l.x87_image + at); };
+  u8* const none = unless(e, l.vectors_live, vector_level::vectors);
+  e.fxsave64(image(0));
+  e.aim_here(none);
+  e.stmxcsr(image(offsetof(X87State, mxcsr)));
+  copy_x87_state(e, l.x87_image, l.x87, scratch_a);
+  // Some processors check the pointers that they load.
+  e.mov16_imm(image(offsetof(X87State, fop)), 0);
+  e.mov_imm(image(offsetof(X87State, fip)), 0);
+  e.mov_imm(image(offsetof(X87State, fdp)), 0);
+  e.fxrstor64(image(0));
+  e.or8_imm(HostMem::in_cpu(l.vectors_live), vector_level::x87);
+  e.mov8_imm(HostMem::in_cpu(l.x87_used), 1);
+}
+
+// C++ wants no register in use and its own control word. FNINIT would clear the status word, too, but takes
+// far longer.
+void save_x87(Emitter& e, const Layout& l) {
+  u8* const none = unless(e, l.vectors_live, vector_level::x87);
+  e.fxsave64(HostMem::in_cpu(l.x87_image));
+  e.emms();
+  e.fldcw(HostMem::in_cpu(l.host_fcw));
+  copy_x87_state(e, l.x87, l.x87_image, rax);
+  e.aim_here(none);
+}
+
+void save_vector_registers(Emitter& e, const Layout& l, const Cpu* cpu) {
+  u8* const none = unless(e, l.vectors_live, vector_level::vectors);
   e.mov_imm(rdi, reinterpret_cast<u64>(cpu) + static_cast<u64>(s64{l.regs}));
   u8* done = nullptr;
   if (host::has_avx512()) {
@@ -66,8 +106,16 @@ void save_vectors(Emitter& e, const Layout& l, const Cpu* cpu) {
   }
   move_vectors(e, false, false);
   if (done != nullptr) e.aim_here(done);
-  e.mov8_imm(HostMem::in_cpu(l.vectors_live), 0);
   e.load_host_mxcsr(HostMem::in_cpu(l.host_mxcsr));
+  e.aim_here(none);
+}
+
+// General registers are in CpuState already.
+void save_vectors(Emitter& e, const Layout& l, const Cpu* cpu) {
+  u8* const none = unless(e, l.vectors_live, 0xff);
+  save_x87(e, l);
+  save_vector_registers(e, l, cpu);
+  e.mov8_imm(HostMem::in_cpu(l.vectors_live), 0);
   e.aim_here(none);
 }
 
@@ -132,7 +180,12 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   if (loaded != nullptr) e.aim_here(loaded);
   e.mov(HostReg{rdi}, scratch_b);
   e.movzx8(scratch_a, HostMem::in_cpu(layout.vectors_usable));
-  e.mov8(HostMem::in_cpu(layout.vectors_live), scratch_a);
+  e.and32(scratch_a, vector_level::vectors);
+  e.or8(HostMem::in_cpu(layout.vectors_live), scratch_a);
+  e.ret();
+
+  t.load_x87 = place();
+  load_x87(e, layout);
   e.ret();
   return t;
 }

@@ -28,6 +28,7 @@ struct Thunks {
   const u8* stop = nullptr;
   // Called where vectors are not live, and usable: loads them. Changes the scratch registers and the flags.
   const u8* load_vectors = nullptr;
+  const u8* load_x87 = nullptr; // likewise
 };
 
 // Executes one instruction by its handler. Null: the block goes on; or the code to go on with instead.

@@ -40,6 +40,7 @@ struct StepSite {
   u16 live_flags = 0;    // that somebody may still want, when it begins: the others may be wrong then
   bool ends = false;     // its handler ends the block, whatever it says
   bool followed = false; // a jump that the block goes on behind if it goes to the next site
+  bool unmasks = false;  // its handler may change what Context::vectors_usable says, though it is native
   u16 host_offset = 0;   // where the host's code for it begins, from TranslatedBlock::code
 };
 

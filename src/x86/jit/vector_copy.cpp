@@ -52,7 +52,12 @@ Fields host_fields(const Decoded& d, const RegisterMap& map, const HostMem* memo
 } // namespace
 
 std::optional<u8> vector_level_of(const Decoded& d, const Insn& in) {
-  if (d.op != Op::vector || !runs_on_vector_registers(in)) return std::nullopt;
+  if (d.op != Op::vector) return std::nullopt;
+  if (runs_on_mmx_registers(in)) {
+    const bool both = in.plan != nullptr && (in.plan->floating || in.plan->needs.cr4_set != 0);
+    return both ? vector_level::x87 | vector_level::sse : vector_level::x87;
+  }
+  if (!runs_on_vector_registers(in)) return std::nullopt;
   if (in.plan == nullptr) return vector_level::avx; // VZEROUPPER, VZEROALL
   const u64 xcr0 = in.plan->needs.xcr0_set;
   return xcr0 == 0                        ? vector_level::sse
@@ -66,7 +71,7 @@ bool can_copy_vector(const Decoded& d, const RegisterMap& map) {
 }
 
 void copy_vector(Emitter& e, const Decoded& d, const RegisterMap& map, const HostMem* memory) {
-  if (d.modrm_offset == 0) { // VZEROUPPER, VZEROALL
+  if (d.modrm_offset == 0) { // EMMS, VZEROUPPER, VZEROALL
     e.bytes(std::span(d.bytes.data(), d.length));
     return;
   }

@@ -33,6 +33,11 @@ Layout layout() {
   l.vectors_usable = 0x2220;
   l.vectors_live = 0x2221;
   l.host_mxcsr = 0x2224;
+  l.x87 = 0x1000;
+  l.x87_image = 0x2240;
+  l.x87_control = 0x222a;
+  l.x87_used = 0x222c;
+  l.host_fcw = 0x2228;
   return l;
 }
 
@@ -107,6 +112,17 @@ const Golden goldens[] = {
     {"pop rbx", {0x5b}, 55},
     {"addsd xmm0, xmm1", {0xf2, 0x0f, 0x58, 0xc1}, 19},
     {"movups xmm0, [rsi]", {0x0f, 0x10, 0x06}, 67},
+    {"fmulp", {0xde, 0xc9}, 41},
+    {"fcomi st, st(1)", {0xdb, 0xf1}, 41},
+    {"fcmovb st, st(1)", {0xda, 0xc1}, 59},
+    {"fld qword [rsi+8]", {0xdd, 0x46, 0x08}, 105},
+    {"fstp tbyte [rsi]", {0xdb, 0x3e}, 103},
+    {"fnstsw ax", {0xdf, 0xe0}, 17},
+    {"fldcw [rsi]", {0xd9, 0x2e}, 99},
+    {"fwait", {0x9b}, 15},
+    {"paddb mm0, mm1", {0x0f, 0xfc, 0xc1}, 18},
+    {"movq mm0, [rsi]", {0x0f, 0x6f, 0x06}, 67},
+    {"emms", {0x0f, 0x77}, 17},
 };
 
 TEST(TranslationSize, IsWhatItWas) {
@@ -136,6 +152,18 @@ TEST(TranslationSize, WhatIsNotCopied) {
   EXPECT_FALSE(Translated({0x48, 0xcb}).native(0)) << "retf";
   EXPECT_FALSE(Translated({0x88, 0x23}).native(0)) << "mov [rbx], ah";
   EXPECT_TRUE(Translated({0x88, 0xe3}).native(0)) << "mov bl, ah";
+  // These write or read FOP, FIP and FDP, which are in CpuState.
+  EXPECT_FALSE(Translated({0xd9, 0x36}).native(0)) << "fnstenv [rsi]";
+  EXPECT_FALSE(Translated({0xdd, 0x26}).native(0)) << "frstor [rsi]";
+  EXPECT_FALSE(Translated({0xdb, 0xe3}).native(0)) << "fninit";
+}
+
+// The level is asked for once a block, and so are the last instruction's address and opcode written.
+TEST(TranslationSize, X87InARow) {
+  const Translated t({0xd9, 0xe8, 0xd9, 0xeb, 0xde, 0xc1, 0x31, 0xd2}); // fld1; fldpi; faddp; xor edx, edx
+  EXPECT_EQ(t.size(0), 17u);
+  EXPECT_EQ(t.size(1), 2u);
+  EXPECT_EQ(t.size(2), 26u);
 }
 
 // Guest R9 to R11 borrow the places of registers that the block does not use; a block of all sixteen ends
