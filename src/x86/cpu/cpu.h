@@ -423,7 +423,7 @@ class Cpu {
   u64 code_epoch = 1;
 
   u64 instructions = 0;
-  static constexpr u64 poll_interval = 4096; // instructions
+  u64 poll_interval = 4096; // instructions
   u64 poll_at = 0;
   // A debug trap to be taken before the next instruction.
   void set_debug_trap(u64 bits) {

@@ -556,7 +556,8 @@ bool BlockEmitter::division(unsigned i) {
 // In ring 0, where they are a few words of the Cpu. Elsewhere the handlers know whether they are allowed.
 bool BlockEmitter::privileged(unsigned i) {
   const Decoded& d = source_[i].decoded;
-  if (d.op != Op::cli && d.op != Op::swapgs) return false;
+  // Behind STI comes another instruction before interrupts do, which is so within a block.
+  if (d.op != Op::cli && d.op != Op::swapgs && !(d.op == Op::sti && followed(i))) return false;
   if (live_before_[i] != 0) keep_flags();
   host_flags_lost();
   e_.cmp8_imm(HostMem::in_cpu(l_.cpl), 0);
@@ -564,6 +565,14 @@ bool BlockEmitter::privileged(unsigned i) {
   slow.index = slow.last = static_cast<u16>(i);
   if (d.op == Op::cli) {
     e_.and_imm(HostMem::in_cpu(l_.system_flags), ~static_cast<s32>(rflags::if_));
+    return true;
+  }
+  if (d.op == Op::sti) {
+    // One that waits is delivered as the handler says.
+    e_.cmp8_imm(HostMem::in_cpu(l_.window_wanted), 0);
+    Cold& waits = add_cold(Cold::Kind::slow, e_.jcc(Cond::ne));
+    waits.index = waits.last = static_cast<u16>(i);
+    e_.or_imm(HostMem::in_cpu(l_.system_flags), static_cast<s32>(rflags::if_));
     return true;
   }
   e_.mov(scratch_a, HostMem::in_cpu(l_.gs_base));

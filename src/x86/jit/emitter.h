@@ -128,6 +128,7 @@ class Emitter {
     byte(value);
   }
   void and_imm(const HostMem& m, s32 value) { mem_imm(true, 4, m, value); }
+  void or_imm(const HostMem& m, s32 value) { mem_imm(true, 1, m, value); }
   void mov8_imm(const HostMem& m, u8 value) {
     op_rm(false, 0xc6, 0, m);
     byte(value);

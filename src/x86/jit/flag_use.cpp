@@ -56,6 +56,7 @@ FlagUse flag_use(const Decoded& d) {
   case Op::div: // undefined: ours leave them alone
   case Op::idiv:
   case Op::cli:
+  case Op::sti:
   case Op::swapgs:
   case Op::push:
   case Op::pop:

@@ -87,6 +87,7 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.target = from_gs(&cpu.translation_.target);
   layout.cpl = from_gs(&cpu.state.cpl);
   layout.system_flags = from_gs(&cpu.state.system_flags);
+  layout.window_wanted = from_gs(&cpu.window_wanted);
   layout.gs_base = from_gs(&cpu.state.segment(Seg::gs).base);
   layout.kernel_gs_base = from_gs(&cpu.state.kernel_gs_base);
   layout.vectors_usable = from_gs(&cpu.translation_.vectors_usable);
@@ -105,7 +106,9 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
 }
 
 Jit::Jit(Cpu& cpu, bool checked)
-    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr) {}
+    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr) {
+  cpu_.poll_interval = 16384; // some microseconds
+}
 
 Jit::~Jit() = default;
 
@@ -330,8 +333,8 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
   const Step result = s->insn.handler(*cpu, s->insn);
   // A jump that is followed has the next site behind it.
-  const bool goes_on =
-      s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip : result == Step::next && !s->ends;
+  const bool goes_on = s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip && !cpu->careful_
+                                   : result == Step::next && !s->ends;
   if (goes_on && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
       cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
     if (!s->native || s->unmasks) cpu->translation_.vectors_usable = jit.usable_vectors();

@@ -6,6 +6,7 @@ namespace ring3::x86::jit {
 JumpForm jump_form(const Decoded& d) {
   const Operand& o = d.operand[0];
   const bool number = o.kind == Operand::Kind::imm;
+  if (d.op == Op::sti) return JumpForm::behind;
   if (d.operand_bytes != 8) return JumpForm::none;
   switch (d.op) {
   case Op::jcc: return number ? JumpForm::condition : JumpForm::none;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The near jumps of 64-bit code whose destination is known when they are translated, or is where a call came
-// from. Traces follow them.
+// What ends a block for the interpreter, and is followed by traces: the near jumps of 64-bit code whose
+// destination is known when they are translated, or is where a call came from.
 #pragma once
 
 #include "x86/decode/decoded.h"
@@ -13,6 +13,7 @@ enum class JumpForm : u8 {
   condition, //
   call,      //
   ret,       // RET, which releases few bytes if any
+  behind,    // STI: no jump, but blocks end with it, since the next instruction still comes before interrupts
 };
 
 JumpForm jump_form(const Decoded& d);

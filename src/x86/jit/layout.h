@@ -20,6 +20,7 @@ struct Layout {
   s32 target = 0;
   s32 cpl = 0;
   s32 system_flags = 0;
+  s32 window_wanted = 0;
   s32 gs_base = 0; // that in CpuState::seg
   s32 kernel_gs_base = 0;
   s32 vectors_usable = 0;

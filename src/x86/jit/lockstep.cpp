@@ -18,8 +18,10 @@ Lockstep::Outcome Lockstep::interpret(const TranslatedBlock& t) {
     cpu_.state.regs[reg_rip] = s.ip + s.insn.len;
     result_ = s.insn.handler(cpu_, s.insn);
     if (result_ == Step::abort) break;
-    const bool goes_on =
-        s.followed ? cpu_.state.rip() == t.steps[i + 1].ip : result_ == Step::next && !s.ends;
+    // A block goes on behind STI, unless an interrupt waits for it.
+    if (!cpu_.window_wanted && std::exchange(cpu_.state.sti_shadow, false)) cpu_.update_careful();
+    const bool goes_on = s.followed ? cpu_.state.rip() == t.steps[i + 1].ip && !cpu_.careful_
+                                    : result_ == Step::next && !s.ends;
     if (!goes_on) {
       ++i;
       break;
@@ -39,6 +41,24 @@ bool Lockstep::keep(const TranslatedBlock& t, const Outcome& o) {
   return cpu_.settle_abort();
 }
 
+void Lockstep::take_back(const CpuState& before) {
+  cpu_.state = before;
+  cpu_.fault_pending = cpu_.rip_committed_ = false;
+  cpu_.code_update_size_ = 0;
+  // What the Cpu has made of it.
+  cpu_.load_segment_cache(Seg::fs);
+  cpu_.load_segment_cache(Seg::gs);
+  cpu_.flags_changed();
+}
+
+namespace {
+// Flags that the translator need not keep are those that nobody reads before they are written again.
+u64 flags_behind(const StepSite& s, u64 rip) {
+  if (!s.followed) return rflags::arithmetic;
+  return rip == (&s + 1)->ip ? (&s + 1)->live_flags : s.live_flags;
+}
+} // namespace
+
 bool Lockstep::execute(TranslatedBlock& t) {
   const u64 changes = cpu_.mmu.code_watch().changes();
   const CpuState before = cpu_.state;
@@ -48,9 +68,7 @@ bool Lockstep::execute(TranslatedBlock& t) {
   log_.undo();
 
   for (bool fresh = false;; fresh = true) {
-    cpu_.state = before;
-    cpu_.fault_pending = cpu_.rip_committed_ = false;
-    cpu_.code_update_size_ = 0;
+    take_back(before);
     // Nothing is linked, so that each block is left with all it has changed.
     cpu_.translation_.budget = t.count;
     cpu_.translation_.vectors_usable = jit_.usable_vectors();
@@ -64,16 +82,15 @@ bool Lockstep::execute(TranslatedBlock& t) {
                          (x->kind == Exit::Kind::indirect && !cpu_.canonical(cpu_.state.rip())));
     if (left_over) {
       log_.restore();
-      cpu_.state = before;
+      take_back(before);
       return keep(t, interpret(t));
     }
     const Outcome actual{cpu_.state, x == nullptr && jit_.step_result_ == Step::abort,
                          static_cast<unsigned>(t.count - cpu_.translation_.budget), cpu_.fault};
     jit_.statistics_.compared.add();
-    // Flags that the translator need not keep: nobody reads them before they are written again.
     const u64 wanted = x != nullptr     ? x->wanted
                        : actual.aborted ? t.steps[expected.index].live_flags
-                                        : rflags::arithmetic;
+                                        : flags_behind(*jit_.stepped_, actual.state.rip());
     const std::string what = difference(expected, actual, wanted);
     if (what.empty()) {
       cpu_.instructions += actual.index;

@@ -27,6 +27,7 @@ class Lockstep {
     Fault fault;
   };
   Outcome interpret(const TranslatedBlock& t);
+  void take_back(const CpuState& before);
   bool keep(const TranslatedBlock& t, const Outcome& o);
   std::string difference(const Outcome& a, const Outcome& b, u64 wanted) const;
   bool report(const TranslatedBlock& t, const CpuState& before, const Outcome& a, const Outcome& b,

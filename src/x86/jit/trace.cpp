@@ -91,6 +91,7 @@ bool TraceBuilder::follow(Source& s, u64& next, const Warmth& warmth) {
     if (calls_ == 0) return false;
     next = return_to_[--calls_];
     break;
+  case JumpForm::behind: next = behind; break;
   case JumpForm::none: return false;
   }
   s.followed = form;
