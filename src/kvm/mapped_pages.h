@@ -61,10 +61,12 @@ class MappedPages {
 
   // A vCPU reaches the page, in whose place it finds memory. Any thread, no lock but for the first page of a
   // region.
-  void record(GuestPhys a) {
+  void record(GuestPhys a) { region(a).record(a.frame()); }
+  // Where the page is recorded. Stays as long as this object. Any thread, likewise.
+  Region& region(GuestPhys a) {
     const u64 number = a.frame() / region_pages;
     Region* const region = find(number);
-    (region != nullptr ? *region : make(number)).record(a.frame());
+    return region != nullptr ? *region : make(number);
   }
 
   // Nothing of the range is mapped any more; a region that it touches is not kept large. Under the lock of

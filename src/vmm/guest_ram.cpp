@@ -15,12 +15,22 @@ Result<GuestRam> GuestRam::create(u64 size) {
     return fail(fmt::format("{} bytes is no usable memory size", size),
                 "give --memory a value such as 512M or 4G", 2);
   size = (size + page_offset_mask) & ~page_offset_mask;
-  void* host =
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (host == MAP_FAILED)
+  // Guest-physical memory aligned as the host's large pages are, which save both of them page faults and
+  // misses of the TLB.
+  constexpr u64 large = 2 * mib;
+  const u64 reserved = size + large;
+  void* const all =
+      mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (all == MAP_FAILED)
     return fail(fmt::format("cannot reserve {} MiB for the guest: {}", size / mib, std::strerror(errno)),
                 "use a smaller --memory, or raise the address-space limit (ulimit -v)", 2);
-  return GuestRam(static_cast<std::byte*>(host), size);
+  auto* const begin = static_cast<std::byte*>(all);
+  auto* const host = begin + (large - reinterpret_cast<u64>(begin) % large) % large;
+  if (host != begin) munmap(begin, static_cast<u64>(host - begin));
+  if (begin + reserved != host + size)
+    munmap(host + size, static_cast<u64>(begin + reserved - (host + size)));
+  static_cast<void>(madvise(host, size, MADV_HUGEPAGE)); // a wish
+  return GuestRam(host, size);
 }
 
 GuestRam::GuestRam(GuestRam&& other) noexcept

@@ -26,8 +26,9 @@ struct JumpTable {
   std::array<JumpEntry, entries> entry;
   // Which entries are in use, as long as they are few: address spaces often change before they are many.
   std::array<u16, 1024> filled;
-  unsigned fills = entries; // at first all of them are to be cleared
+  unsigned fills = 0;
 
+  JumpTable() { entry.fill({no_target, nullptr}); }
   void put(u64 target, const u8* code) {
     const unsigned i = index(target);
     if (fills < filled.size()) filled[fills] = static_cast<u16>(i);

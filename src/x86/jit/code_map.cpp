@@ -45,7 +45,7 @@ void CodeMap::clear() {
 
 void CodeMaps::refresh(const Mmu& mmu) {
   const unsigned context = mmu.context_number();
-  if (begun_ && context == context_ && generation_ == mmu.generation()) return;
+  if (context == context_ && generation_ == mmu.generation()) return;
   const bool other_space = context != std::exchange(context_, context);
   generation_ = mmu.generation();
   const u64 now = mmu.context_generation();
@@ -54,9 +54,7 @@ void CodeMaps::refresh(const Mmu& mmu) {
   const u64 first = std::exchange(page_flushes_, mmu.page_flushes());
   const bool too_many = page_flushes_ - first > Mmu::remembered_flushes;
   const bool everything = global_generation_ != std::exchange(global_generation_, mmu.global_generation());
-  if (!std::exchange(begun_, true)) {
-    each([](CodeMap& m) { m.clear(); });
-  } else if (everything || too_many) {
+  if (everything || too_many) {
     each([](CodeMap& m) { m.doubt(); });
   } else {
     for (u64 i = first; i < page_flushes_; ++i) {
@@ -65,8 +63,15 @@ void CodeMaps::refresh(const Mmu& mmu) {
       });
     }
     if ((other_space || flushed) && !kernel_.global()) kernel_.doubt();
-    if (flushed) user_[context].doubt();
+    if (flushed && user_[context]) user_[context]->doubt();
   }
+}
+
+CodeMap& CodeMaps::map(bool user) {
+  if (!user) return kernel_;
+  std::unique_ptr<CodeMap>& m = user_[context_];
+  if (!m) m = std::make_unique<CodeMap>();
+  return *m;
 }
 
 void CodeMaps::clear_jumps() {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <bitset>
+#include <memory>
 #include <span>
 #include <utility>
 
@@ -70,7 +71,7 @@ class CodeMap {
   JumpTable jumps_;
   std::array<Page, entries> pages_;
   bool global_ = true;
-  bool empty_ = false; // at first there is everything to be cleared
+  bool empty_ = true;
   bool doubtful_ = false;
   // The places in pages_ that are in use, while they are few and none was taken over by another page.
   static constexpr unsigned most_listed = 128;
@@ -91,19 +92,21 @@ class CodeMaps {
   // After what the guest asked of the TLB, and where it changed address spaces. Maps become doubtful by it.
   void refresh(const Mmu& mmu);
   // For CPL 3, or for the rest.
-  CodeMap& map(bool user) { return user ? user_[context_] : kernel_; }
+  CodeMap& map(bool user);
   void clear_jumps();
 
  private:
   template <class F> void each(F&& f) {
     f(kernel_);
-    for (CodeMap& m : user_) f(m);
+    for (const auto& m : user_) {
+      if (m) f(*m);
+    }
   }
 
   CodeMap kernel_;
-  std::array<CodeMap, Mmu::context_count> user_;
+  // Large; made when a context is first used.
+  std::array<std::unique_ptr<CodeMap>, Mmu::context_count> user_;
   // What they are in line with.
-  bool begun_ = false;
   unsigned context_ = 0;
   u64 generation_ = 0;
   u64 global_generation_ = 0;

@@ -74,7 +74,14 @@ class Mmu {
     if (b.slot->dirty->mark(page) && dirty_ring_ != nullptr) dirty_ring_->push(b.slot->id, page);
   }
   // The guest reaches the page: it counts as mapped from now on (kvm/mapped_pages.h).
-  void note_mapped(const Backing& b, GuestPhys a) { slots_.mapped_pages(b.slot->id >> 16).record(a); }
+  void note_mapped(const Backing& b, GuestPhys a) {
+    const u32 space = b.slot->id >> 16;
+    const u64 region = a.frame() / kvm::MappedPages::region_pages;
+    NotedRegion& recent = noted_[(region * kvm::max_address_spaces + space) % noted_.size()];
+    if (recent.region == nullptr || recent.number != region || recent.space != space)
+      recent = {region, space, &slots_.mapped_pages(space).region(a)};
+    recent.region->record(a.frame());
+  }
   // Where pages go that this vCPU writes first; null: nowhere but into the slots' bitmaps.
   void set_dirty_ring(kvm::DirtyRing* ring) { dirty_ring_ = ring; }
 
@@ -146,6 +153,14 @@ class Mmu {
   std::optional<GuestPhys> lost_page_;
   unsigned max_phys_bits_ = 46;
   bool gbpages_ = true;
+
+  // Where pages were noted of late.
+  struct NotedRegion {
+    u64 number = 0;
+    u32 space = 0;
+    kvm::MappedPages::Region* region = nullptr; // stays as long as the slots are there
+  };
+  std::array<NotedRegion, 64> noted_;
 
   std::array<std::unique_ptr<TlbContext>, context_count> contexts_;
   TlbContext* context_;
