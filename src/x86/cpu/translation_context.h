@@ -46,9 +46,7 @@ struct JumpTable {
 };
 
 struct Context {
-  s32 budget = 0;    // instructions until the vCPU has to look at its timers
-  u64 saved_rax = 0; // while the flags go through AX
-  u64 target = 0;    // of a call, while its return address is pushed
+  s32 budget = 0; // instructions until the vCPU has to look at its timers
   JumpEntry* jumps = nullptr;
   // Levels (jit/vector_copy.h) of vector instructions that may run on the host's registers, and those that
   // do: not 0 while the registers hold the guest's.

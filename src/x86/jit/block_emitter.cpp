@@ -112,11 +112,10 @@ void BlockEmitter::keep_flags() {
 }
 
 void BlockEmitter::fetch_flags(bool scratch_free) {
-  const HostMem saved = HostMem::in_cpu(l_.saved_rax);
   if (scratch_free) {
     e_.mov(scratch_a, HostReg{rax});
   } else {
-    e_.mov(saved, rax);
+    e_.mov(frame::saved_rax, rax);
   }
   e_.movzx16(rax, HostMem::in_cpu(l_.flags));
   e_.add_al_7f();
@@ -124,7 +123,7 @@ void BlockEmitter::fetch_flags(bool scratch_free) {
   if (scratch_free) {
     e_.mov(HostReg{rax}, scratch_a);
   } else {
-    e_.mov(HostReg{rax}, saved);
+    e_.mov(HostReg{rax}, frame::saved_rax);
   }
   in_host_ = true;
 }
@@ -168,7 +167,7 @@ void BlockEmitter::head() {
   const bool wanted = live_before_[0] != 0;
   if (wanted) keep_flags_now(scratch_b);
   t_.entry_memory = executable(e_.here());
-  e_.sub32_imm(HostMem::in_cpu(l_.budget), t_.count);
+  e_.sub32_imm(frame::budget, t_.count);
   add_cold(Cold::Kind::head, e_.jcc(Cond::s));
   if (l_.far_exit_word != nullptr) {
     e_.mov_imm(scratch_b, reinterpret_cast<u64>(l_.far_exit_word));
@@ -593,9 +592,9 @@ bool BlockEmitter::stack(unsigned i) {
       const auto p = place_of(i);
       if (!p || !lookup(*p, 8, false, i, at)) return false;
       e_.mov(scratch_a, at);
-      e_.mov(HostMem::in_cpu(l_.target), scratch_a);
+      e_.mov(frame::target, scratch_a);
       static_cast<void>(lookup(stack_place(-8), 8, true, i, at));
-      e_.mov(scratch_a, HostMem::in_cpu(l_.target));
+      e_.mov(scratch_a, frame::target);
       e_.mov(at, scratch_a);
       e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
       return true;
@@ -685,7 +684,7 @@ bool BlockEmitter::control_flow(unsigned i) {
       const auto p = place_of(i);
       if (!p || !lookup(*p, 8, false, i, at)) return false;
       e_.mov(scratch_a, at);
-      e_.mov(HostMem::in_cpu(l_.target), scratch_a);
+      e_.mov(frame::target, scratch_a);
     } else if (!is_imm(o) && !is_gpr(o)) {
       return false;
     }
@@ -708,7 +707,7 @@ bool BlockEmitter::control_flow(unsigned i) {
     if (is_gpr(o)) {
       e_.mov(scratch_a, plan_.map[o.reg >> 3]);
     } else {
-      e_.mov(scratch_a, HostMem::in_cpu(l_.target));
+      e_.mov(scratch_a, frame::target);
     }
     e_.lea(guest_rsp, HostMem::at(guest_rsp, -8));
     end_loans();
@@ -784,13 +783,12 @@ void BlockEmitter::return_expected(unsigned i, const HostMem& at, s8 popped) {
 
 void BlockEmitter::give_back(unsigned count, bool host_flags) {
   if (count == 0) return;
-  const HostMem budget = HostMem::in_cpu(l_.budget);
   if (host_flags) {
-    e_.mov(false, scratch_b, budget);
+    e_.mov(false, scratch_b, frame::budget);
     e_.lea32(scratch_b, HostMem::at(scratch_b, static_cast<s32>(count)));
-    e_.mov(false, budget, scratch_b);
+    e_.mov(false, frame::budget, scratch_b);
   } else {
-    e_.add32_imm(budget, static_cast<s32>(count));
+    e_.add32_imm(frame::budget, static_cast<s32>(count));
   }
 }
 
@@ -839,7 +837,7 @@ void BlockEmitter::cold(const Cold& c) {
   e_.aim_here(c.from);
   switch (c.kind) {
   case Cold::Kind::head:
-    e_.add32_imm(HostMem::in_cpu(l_.budget), t_.count);
+    e_.add32_imm(frame::budget, t_.count);
     e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::head, t_.linear)));
     aim_at_thunk(e_.jmp(), thunks_.leave);
     break;
@@ -867,7 +865,7 @@ void BlockEmitter::cold(const Cold& c) {
     call_thunk(c.level == vector_level::x87 ? thunks_.load_x87 : thunks_.load_vectors);
     if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.back);
     e_.aim_here(refused);
-    e_.add32_imm(HostMem::in_cpu(l_.budget), t_.count - c.index);
+    e_.add32_imm(frame::budget, t_.count - c.index);
     end_loans();
     keep_pointers(c.pointers);
     e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::interpret, steps_[c.index].ip)));

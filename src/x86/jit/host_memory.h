@@ -18,8 +18,10 @@ struct HostMem {
   s32 disp = 0;
   bool gs = false;
 
-  static HostMem in_cpu(s32 displacement) { return {.disp = displacement, .gs = true}; }
-  static HostMem at(HostReg base, s32 displacement = 0) { return {.base = base, .disp = displacement}; }
+  static constexpr HostMem in_cpu(s32 displacement) { return {.disp = displacement, .gs = true}; }
+  static constexpr HostMem at(HostReg base, s32 displacement = 0) {
+    return {.base = base, .disp = displacement};
+  }
 };
 
 } // namespace ring3::x86::jit

@@ -82,9 +82,7 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.tlb = from_gs(&cpu.tlb_);
   for (unsigned i = 0; i < seg_count; ++i) layout.segment_base[i] = from_gs(&cpu.segment_base_[i]);
   layout.budget = from_gs(&cpu.translation_.budget);
-  layout.saved_rax = from_gs(&cpu.translation_.saved_rax);
   layout.jumps = from_gs(&cpu.translation_.jumps);
-  layout.target = from_gs(&cpu.translation_.target);
   layout.cpl = from_gs(&cpu.state.cpl);
   layout.system_flags = from_gs(&cpu.state.system_flags);
   layout.window_wanted = from_gs(&cpu.window_wanted);
@@ -490,7 +488,9 @@ bool Jit::recover(const HostRegisters& host) {
     break;
   }
   cpu_.insn_start_ = t.steps[i].ip;
-  cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget - t.count + i);
+  s32 budget = 0;
+  std::memcpy(&budget, reinterpret_cast<const void*>(host.gpr[rsp] + frame::budget.disp), sizeof budget);
+  cpu_.instructions += static_cast<u64>(s64{entry_budget_} - budget - t.count + i);
   return true;
 }
 

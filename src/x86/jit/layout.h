@@ -15,9 +15,7 @@ struct Layout {
   s32 tlb = 0;                         // pointer to the TLB table of the mode
   s32 segment_base[seg_count] = {};
   s32 budget = 0;
-  s32 saved_rax = 0;
   s32 jumps = 0;
-  s32 target = 0;
   s32 cpl = 0;
   s32 system_flags = 0;
   s32 window_wanted = 0;
@@ -34,6 +32,15 @@ struct Layout {
 
   HostMem reg(unsigned guest) const { return HostMem::in_cpu(regs + static_cast<s32>(guest * 8)); }
 };
+
+// What translated code keeps where the host's RSP points to. Processors treat such words nearly as registers,
+// which they do with no other memory.
+namespace frame {
+constexpr s32 size = 24;
+constexpr HostMem budget = HostMem::at(rsp, 0);    // Context::budget, while no C++ code runs
+constexpr HostMem saved_rax = HostMem::at(rsp, 8); // while the flags go through AX
+constexpr HostMem target = HostMem::at(rsp, 16);   // of a call, while its return address is pushed
+} // namespace frame
 
 // Guest RSP is here: the host's own stays the host's stack.
 constexpr HostReg guest_rsp = r9;

@@ -126,25 +126,36 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   Thunks t;
   const auto place = [&] { return executable + e.size(); };
 
-  // enter(cpu, code): six registers and this keep the stack aligned for calls.
+  const HostMem budget = HostMem::in_cpu(layout.budget);
+  const auto move = [&](const HostMem& to, const HostMem& from) {
+    e.mov(false, scratch_b, from);
+    e.mov(false, to, scratch_b);
+  };
+
+  // enter(cpu, code): six registers and the frame keep the stack aligned for calls.
+  static_assert((8 + sizeof callee_saved * 8 + frame::size) % 16 == 0);
   t.enter = reinterpret_cast<Thunks::Enter>(reinterpret_cast<u64>(place()));
   for (const HostReg r : callee_saved) e.push(r);
-  e.lea_rsp(-8);
+  e.lea_rsp(-frame::size);
+  move(frame::budget, budget);
   e.mov(scratch_a, HostReg{rsi});
   load_registers(e, layout);
   e.jmp(scratch_a);
 
   t.leave = place();
   store_registers(e, layout);
+  move(budget, frame::budget);
   save_vectors(e, layout, cpu);
   e.mov(HostReg{rax}, scratch_a);
   u8* const out = e.here();
-  e.lea_rsp(8);
+  e.lea_rsp(frame::size);
   for (auto r = std::rbegin(callee_saved); r != std::rend(callee_saved); ++r) e.pop(*r);
   e.ret();
 
   t.step = place();
+  constexpr HostMem caller_budget = HostMem::at(rsp, frame::budget.disp + 8);
   store_registers(e, layout);
+  move(budget, caller_budget);
   save_vectors(e, layout, cpu);
   e.lea_rsp(-8);
   e.mov_imm(rdi, reinterpret_cast<u64>(cpu));
@@ -152,6 +163,7 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   e.mov_imm(rax, reinterpret_cast<u64>(step));
   e.call(HostReg{rax});
   e.lea_rsp(8);
+  move(caller_budget, budget);
   e.test(rax, rax);
   u8* const elsewhere = e.jcc(Cond::ne);
   load_registers(e, layout);
