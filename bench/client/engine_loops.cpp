@@ -3,17 +3,12 @@
 // iteration by CLOCK_MONOTONIC; or "NAME - REASON" where the processor lacks what the loop needs; and "end"
 // when all are done.
 //
-// One static binary: natively it is an ordinary program, in a Linux guest it is /init (process 1) and powers
-// off at the end. The environment's LOOPS=NAME,NAME chooses some; a guest's kernel makes it from its command
-// line.
+// The environment's NAMES=NAME,NAME chooses some; a guest's kernel makes it from its command line.
 //
 // Numbers of iterations are fixed: 50 to 150 ms natively, and less where TCG or ring3 would take more than a
 // few seconds.
 #include "engine_loops.h"
-#include <string_view>
-#include <sys/reboot.h>
-#include <termios.h>
-#include <unistd.h>
+#include "engine_cpus.h"
 
 namespace {
 
@@ -24,8 +19,9 @@ struct Loop {
   const char* what; // one iteration
   double (*run)(Count);
   Count count;
-  const char* feature = nullptr; // that the processor must have
+  const char* feature = nullptr; // that there must be
   bool (*present)() = nullptr;
+  unsigned cpus = 1; // that a guest shall have
 };
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
@@ -55,18 +51,20 @@ constexpr Loop loops[] = {
     {"page-fault", "a page of 4 KiB: mmap of 16 MiB, a store to each page, munmap", page_faults, 20'480},
     {"self-modify", "a new constant stored into a function, and called", self_modify, 200'000},
     {"cpuid", "leaf 0", cpuid, 50'000},
+    {"rdmsr", "pread of MSR 1bh from /dev/cpu/0/msr; needs its driver, which is a module in Debian's kernels",
+     read_msr, 100'000, "/dev/cpu/0/msr", has_msr_device},
+    {"thread-switch", "two threads on one CPU wake each other by futex: there and back", thread_switch,
+     20'000},
+    {"sleep", "clock_nanosleep of 20 us: the timer's interrupt finds the CPU halted", short_sleep, 1'000},
+    {"alarm", "a timer set 5 us ahead, and its signal: the interrupt finds the CPU in a loop", alarm_signal,
+     5'000},
+    {"ipi-running", "membarrier, which interrupts a thread that runs on the other CPU", ipi_running, 20'000,
+     "second CPU", has_two_cpus, 2},
+    {"tlb-shootdown", "mprotect of a page while a thread runs on the other CPU", tlb_shootdown, 20'000,
+     "second CPU", has_two_cpus, 2},
+    {"wake-halted", "threads on two CPUs wake each other by futex: there and back", wake_halted, 5'000,
+     "second CPU", has_two_cpus, 2},
 };
-
-// Whether LOOPS names it, or there is no LOOPS.
-bool wanted(std::string_view name, const char* list) {
-  if (list == nullptr || *list == 0) return true;
-  for (std::string_view rest = list; !rest.empty();) {
-    const std::size_t comma = std::min(rest.find(','), rest.size());
-    if (rest.substr(0, comma) == name) return true;
-    rest.remove_prefix(std::min(comma + 1, rest.size()));
-  }
-  return false;
-}
 
 void measure(const Loop& loop) {
   const int width = static_cast<int>(loop.name.size());
@@ -84,21 +82,15 @@ int main(int argc, char** argv) {
   const bool is_init = getpid() == 1;
   if (!is_init && argc > 1) {
     if (argc != 2 || std::string_view(argv[1]) != "--list") {
-      std::fprintf(stderr, "Usage: LOOPS=NAME,... %s [--list]\n", argv[0]);
+      std::fprintf(stderr, "Usage: NAMES=NAME,... %s [--list]\n", argv[0]);
       return 2;
     }
-    for (const Loop& loop : loops)
-      std::printf("%-14.*s %s\n", static_cast<int>(loop.name.size()), loop.name.data(), loop.what);
+    for (const Loop& loop : loops) print_name(loop.name, loop.cpus, loop.what);
     return 0;
   }
-  const char* list = std::getenv("LOOPS");
+  const char* names = std::getenv("NAMES");
   for (const Loop& loop : loops) {
-    if (wanted(loop.name, list)) measure(loop);
+    if (wanted(loop.name, names)) measure(loop);
   }
-  std::puts("end");
-  std::fflush(stdout);
-  if (!is_init) return 0;
-  tcdrain(STDOUT_FILENO);
-  reboot(RB_POWER_OFF);
-  fail("reboot");
+  return end(is_init);
 }

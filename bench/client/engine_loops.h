@@ -3,34 +3,19 @@
 // and returns the nanoseconds of one iteration.
 #pragma once
 
+#include "engine_base.h"
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <ctime>
 #include <sys/mman.h>
 
 namespace bench {
 
 using Count = std::uint64_t;
 
-inline std::uint64_t now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(t.tv_nsec);
-}
-
-[[noreturn]] inline void fail(const char* what) {
-  std::perror(what);
-  std::exit(3);
-}
-
 // Nanoseconds of one iteration: `body(n)` runs n of them. It is done in parts, of which the fastest counts:
 // what else runs on the machine only makes them slower. One part runs before, so that caches are warm and
 // code translated.
-template <class F> double fastest(Count count, F&& body) {
-  constexpr Count parts = 5;
+template <class F> double fastest(Count count, F&& body, Count parts = 5) {
   const Count n = std::max<Count>(count / parts, 1);
   body(std::max<Count>(n / 4, 1));
   std::uint64_t best = UINT64_MAX;
@@ -60,17 +45,6 @@ class Pages {
   std::size_t size_;
 };
 
-// Pseudo-random numbers that are the same in each run (xorshift64).
-struct Random {
-  std::uint64_t state = 0x9e3779b97f4a7c15;
-  std::uint64_t operator()() {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-  }
-};
-
 // engine_instructions.cpp
 double integer(Count count);
 double load_store(Count count);
@@ -97,5 +71,15 @@ double fork_wait(Count count);
 double page_faults(Count count);
 double self_modify(Count count);
 double cpuid(Count count);
+
+// engine_scheduling.cpp
+double thread_switch(Count count);
+double short_sleep(Count count);
+double alarm_signal(Count count);
+double read_msr(Count count);
+double ipi_running(Count count);
+double tlb_shootdown(Count count);
+double wake_halted(Count count);
+bool has_msr_device();
 
 } // namespace bench

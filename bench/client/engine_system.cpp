@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loops that need more than a few instructions: a sort, system calls, page faults, code that changes.
+#include "engine_cpus.h"
 #include "engine_loops.h"
 #include <cstring>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -66,26 +66,8 @@ double system_call(Count count) {
   });
 }
 
-// All processes on one CPU while it lives, because the guests have one.
-class OneCpu {
- public:
-  OneCpu() {
-    if (sched_getaffinity(0, sizeof before_, &before_) != 0) fail("sched_getaffinity");
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(sched_getcpu(), &one);
-    if (sched_setaffinity(0, sizeof one, &one) != 0) fail("sched_setaffinity");
-  }
-  ~OneCpu() { sched_setaffinity(0, sizeof before_, &before_); }
-  OneCpu(const OneCpu&) = delete;
-  OneCpu& operator=(const OneCpu&) = delete;
-
- private:
-  cpu_set_t before_{};
-};
-
 double ping_pong(Count count) {
-  const OneCpu here;
+  const Cpus here(1);
   int there[2];
   int back[2];
   if (pipe(there) != 0 || pipe(back) != 0) fail("pipe");
@@ -115,7 +97,7 @@ double ping_pong(Count count) {
 }
 
 double fork_wait(Count count) {
-  const OneCpu here;
+  const Cpus here(1);
   return fastest(count, [](Count n) {
     for (Count i = 0; i < n; ++i) {
       const pid_t child = fork();

@@ -6,6 +6,8 @@ ring3=${RING3:-${root:?}/build/bin/ring3}
 qemu=${QEMU:-qemu-system-x86_64}
 cache=${RING3_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ring3}
 kernel='' cpus=1 memory=512M limit=600
+initrd=''   # default: $scratch/initrd
+launcher=() # a command that runs what boots a guest
 
 # find_guest: checks that both are there, and sets $kernel, if it is empty, and $busybox.
 find_guest() {
@@ -27,19 +29,20 @@ find_guest() {
   [[ -n $busybox ]] || die "no busybox at hand" "apt-get install busybox-static"
 }
 
-# make_initrd: $scratch/initrd of what is in $scratch/root.
+# make_initrd: $initrd of what is in $scratch/root.
 make_initrd() {
-  (cd "${scratch:?}/root" && find . | "$busybox" cpio -o -H newc >"$scratch/initrd" 2>/dev/null) ||
+  initrd=${initrd:-${scratch:?}/initrd}
+  (cd "$scratch/root" && find . | "$busybox" cpio -o -H newc >"$initrd" 2>/dev/null) ||
     die "this busybox has no cpio" "apt-get install busybox-static"
 }
 
 # with_qemu APPEND, with_ring3 APPEND: boots; the guest's output goes to $scratch/out, the other to $scratch/err.
 with_qemu() {
-  timeout --signal=KILL "$limit" "$qemu" -accel tcg -cpu max -smp "$cpus" -m "$memory" -nodefaults -no-user-config \
-    -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$scratch/initrd" -append "$1" \
+  ${launcher[@]+"${launcher[@]}"} timeout --signal=KILL "$limit" "$qemu" -accel tcg -cpu max -smp "$cpus" -m "$memory" -nodefaults -no-user-config \
+    -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$initrd" -append "$1" \
     </dev/null >"$scratch/out" 2>"$scratch/err"
 }
 with_ring3() {
-  timeout --signal=KILL "$limit" "$ring3" run --quiet --stats --cpus "$cpus" --memory "$memory" --kernel "$kernel" \
-    --initrd "$scratch/initrd" --append "$1" </dev/null >"$scratch/out" 2>"$scratch/err"
+  ${launcher[@]+"${launcher[@]}"} timeout --signal=KILL "$limit" "$ring3" run --quiet --stats --cpus "$cpus" \
+    --memory "$memory" --kernel "$kernel" --initrd "$initrd" --append "$1" </dev/null >"$scratch/out" 2>"$scratch/err"
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <asm/prctl.h>
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <sys/auxv.h>
@@ -224,7 +225,11 @@ TranslatedBlock* Jit::find() {
     return nullptr;
   }
   heat = 0; // for the next time, should there be nothing to translate
-  return translate(rip, *code);
+  const auto start = std::chrono::steady_clock::now();
+  TranslatedBlock* const made = translate(rip, *code);
+  const std::chrono::nanoseconds took = std::chrono::steady_clock::now() - start;
+  statistics_.nanoseconds.add(static_cast<u64>(took.count()));
+  return made;
 }
 
 TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* watch) {
@@ -305,6 +310,8 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   bucket = made;
   store_->in_order.push_back(made);
   statistics_.translations.add();
+  statistics_.instructions.add(made->count);
+  statistics_.host_bytes.add(static_cast<u64>(made->end - made->code));
   return made;
 }
 
@@ -372,6 +379,7 @@ bool Jit::execute(TranslatedBlock& t) {
   const Exit* const x = store_->thunks.enter(&cpu_, t.entry_memory);
   cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget);
   pending_ = x;
+  statistics_.left[x != nullptr ? static_cast<unsigned>(x->kind) : Statistics::ways_out - 1].add();
   if (x == nullptr) return go_on_;
   switch (x->kind) {
   case Exit::Kind::head:

@@ -24,12 +24,18 @@ class Counter {
 
 struct Statistics {
   Counter translations; // blocks
+  Counter instructions; // of the guest, in those blocks; more than once if translated again
+  Counter host_bytes;   // of code made for them
+  Counter nanoseconds;  // that translating took
   Counter flushes;      // of everything that was translated; the first when there was nothing yet
   Counter compared;     // blocks, with Lockstep
   Counter entries;      // of translated code, by the dispatcher
-  Counter refreshes;    // of the jump tables, since translations of addresses or code may have changed
-  Counter interpreted;  // instructions, in blocks that were not translated
-  Counter missed;       // translated instructions that a handler did: not in the TLB, or about to fault
+  // Why that was left: Exit::Kind by its number, and last where an instruction's handler saw to it.
+  static constexpr unsigned ways_out = 6;
+  std::array<Counter, ways_out> left;
+  Counter refreshes;   // of the jump tables, since translations of addresses or code may have changed
+  Counter interpreted; // instructions, in blocks that were not translated
+  Counter missed;      // translated instructions that a handler did: not in the TLB, or about to fault
   // Those that handlers always do, by the decoder's number of the mnemonic.
   static constexpr unsigned mnemonics = 2048;
   std::array<Counter, mnemonics> handled;

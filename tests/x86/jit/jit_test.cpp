@@ -64,6 +64,8 @@ TEST(Jit, OnePageAtManyAddresses) {
   EXPECT_EQ(s.regs[rax], linear + tables * 512 * page_size);
   EXPECT_GE(jit.statistics().translations.value(), tables * 512);
   EXPECT_GT(jit.statistics().flushes.value(), 1u) << "only when it was made";
+  EXPECT_GE(jit.statistics().instructions.value(), jit.statistics().translations.value());
+  EXPECT_GE(jit.statistics().host_bytes.value(), jit.statistics().instructions.value());
   cpu.set_executor(nullptr);
   ::munmap(ram, ram_size);
 }
