@@ -7,9 +7,8 @@ const CodeMap::Page* CodeMap::put(const Page& page, Rights rights) {
   const unsigned i = index(page.linear);
   Page& place = pages_[i];
   // What was there is still in the jump table, and nobody knows any more.
-  if (place.linear != no_page && place.linear != page.linear) listed_ = most_listed + 1;
-  if (listed_ < most_listed) list_[listed_] = static_cast<u16>(i);
-  if (listed_ <= most_listed) ++listed_;
+  if (place.linear != no_page) listed_ = entries + 1;
+  if (listed_ < entries) list_[listed_++] = static_cast<u16>(i);
   place = page;
   empty_ = false;
   global_ &= rights.global;
@@ -28,8 +27,17 @@ bool CodeMap::large_in(u64 gib) const {
          large_.begin() + large_count_;
 }
 
-bool CodeMap::may_hold(GuestVirt a) const {
-  return filter_.test(a.value >> page_shift & (filter_bits - 1)) || large_in(a.value >> 30);
+void CodeMap::doubt(GuestVirt a) {
+  if (empty_ || doubtful_) return;
+  const unsigned i = index(a.value);
+  if (large_in(a.value >> 30)) {
+    doubt();
+  } else if (pages_[i].linear == a.page().value) {
+    if (doubted_ == doubts_.size()) return doubt();
+    doubts_[doubted_++] = static_cast<u16>(i);
+  } else if (listed_ > entries && filter_.test(a.value >> page_shift & (filter_bits - 1))) {
+    doubt(); // it may be one that was taken over
+  }
 }
 
 void CodeMap::clear() {
@@ -41,6 +49,7 @@ void CodeMap::clear() {
   large_count_ = 0;
   listed_ = 0;
   doubtful_ = false;
+  doubted_ = 0;
 }
 
 void CodeMaps::refresh(const Mmu& mmu) {
@@ -59,7 +68,7 @@ void CodeMaps::refresh(const Mmu& mmu) {
   } else {
     for (u64 i = first; i < page_flushes_; ++i) {
       each([&](CodeMap& m) {
-        if (m.may_hold(mmu.flushed_page(i))) m.doubt();
+        m.doubt(mmu.flushed_page(i));
       });
     }
     if ((other_space || flushed) && !kernel_.global()) kernel_.doubt();

@@ -46,26 +46,26 @@ class CodeMap {
 
   // All of it comes from global pages, and so stays when CR3 is loaded.
   bool global() const { return global_; }
-  // Pages may be elsewhere now: nothing in it is to be used before same() has seen to that.
+  // Pages may be elsewhere now, or this one may: nothing in it is to be used before same() has seen to that.
   void doubt() { doubtful_ = !empty_; }
-  bool doubtful() const { return doubtful_; }
-  // Whether all pages that it leads to are as `still_there` finds them; if not, it is cleared.
+  void doubt(GuestVirt a);
+  bool doubtful() const { return doubtful_ || doubted_ != 0; }
+  // Whether all pages in doubt are as `still_there` finds them; if not, it is cleared.
   template <class F> bool same(F&& still_there) {
-    const bool fine = listed_ <= most_listed &&
-                      std::ranges::all_of(std::span(list_).first(listed_),
-                                          [&](u16 i) { return still_there(std::as_const(pages_[i])); });
+    const auto there = [&](u16 i) { return still_there(std::as_const(pages_[i])); };
+    const bool fine = doubtful_ ? listed_ <= entries && std::ranges::all_of(std::span(list_).first(listed_), there)
+                                : std::ranges::all_of(std::span(doubts_).first(doubted_), there);
     if (!fine) clear();
     doubtful_ = false;
+    doubted_ = 0;
     return fine;
   }
-  // Something in it may have been on that page.
-  bool may_hold(GuestVirt a) const;
   void clear_jumps() { jumps_.clear(); }
   void clear();
 
  private:
   static constexpr u64 no_page = 1; // none begins there
-  static constexpr unsigned entries = 512;
+  static constexpr unsigned entries = 2048;
   static unsigned index(u64 linear) { return linear >> page_shift & (entries - 1); }
 
   JumpTable jumps_;
@@ -73,10 +73,12 @@ class CodeMap {
   bool global_ = true;
   bool empty_ = true;
   bool doubtful_ = false;
-  // The places in pages_ that are in use, while they are few and none was taken over by another page.
-  static constexpr unsigned most_listed = 128;
-  std::array<u16, most_listed> list_{};
+  // The places in pages_ that are in use; more than there are: some was taken over by another page.
+  std::array<u16, entries> list_{};
   unsigned listed_ = 0;
+  // Those of them that are in doubt, while that is not all.
+  std::array<u16, 8> doubts_{};
+  unsigned doubted_ = 0;
   // The pages that were put since it was cleared, by a few bits of their numbers.
   static constexpr unsigned filter_bits = 4096;
   std::bitset<filter_bits> filter_;

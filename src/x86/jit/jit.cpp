@@ -104,6 +104,24 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   thunk_bytes = (e.size() + 63) & ~std::size_t{63};
 }
 
+TranslatedBlock*& Jit::Store::place(u64 linear, const std::byte* host) {
+  return table[hash(linear, host, table_bits)];
+}
+
+void Jit::Store::put(TranslatedBlock& t) {
+  TranslatedBlock*& first = place(t.linear, t.host);
+  t.next = first;
+  first = &t;
+}
+
+void Jit::Store::grow() {
+  table_bits += 2;
+  table.assign(std::size_t{1} << table_bits, nullptr);
+  for (TranslatedBlock* const t : in_order) {
+    if (t->incarnation == t->page->incarnation) put(*t);
+  }
+}
+
 Jit::Jit(Cpu& cpu, bool checked)
     : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr) {
   cpu_.poll_interval = 16384; // some microseconds
@@ -134,10 +152,12 @@ void Jit::clear_jumps() {
   pending_ = nullptr;
 }
 
-// Code is written more often than code that is being executed, and most epochs find nothing new.
+// Code is written more often than code that is being executed, and most epochs find nothing new. Not more is
+// looked at than is in a proportion to what was executed since the last time.
 bool Jit::entered_are_valid() {
-  constexpr std::size_t few = 64;
-  return store_->entered.size() <= few &&
+  constexpr u64 few = 64, instructions_a_page = 128;
+  const u64 executed = cpu_.instructions - std::exchange(entered_checked_at_, cpu_.instructions);
+  return store_->entered.size() <= few + executed / instructions_a_page &&
          std::ranges::all_of(store_->entered, [&](TranslatedPage* p) { return valid(*p); });
 }
 
@@ -199,7 +219,7 @@ bool Jit::valid(TranslatedPage& page) {
 }
 
 TranslatedBlock* Jit::known(u64 linear, const std::byte* host) {
-  TranslatedBlock** link = &store_->table[hash(linear, host, Store::table_bits)];
+  TranslatedBlock** link = &store_->place(linear, host);
   while (TranslatedBlock* const t = *link) {
     if (t->linear != linear || t->host != host) {
       link = &t->next;
@@ -219,7 +239,7 @@ TranslatedBlock* Jit::find() {
   if (code == nullptr) return nullptr;
   const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
   if (TranslatedBlock* const t = known(rip, host)) return t;
-  u8& heat = store_->heat[hash(rip, host, Store::table_bits)];
+  u8& heat = store_->heat[hash(rip, host, Store::heat_bits)];
   if (heat < hot && !lockstep_) {
     ++heat;
     return nullptr;
@@ -266,7 +286,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   const unsigned count = builder.build(linear, store_->sources, [&](u64 at) -> unsigned {
     const std::byte* const there = page_host + (at & page_offset_mask);
     return at == linear || known(at, there) != nullptr ? hot
-                                                       : store_->heat[hash(at, there, Store::table_bits)];
+                                                       : store_->heat[hash(at, there, Store::heat_bits)];
   });
   if (count == 0) return nullptr;
 
@@ -305,10 +325,12 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
     flush();
     return nullptr;
   }
-  TranslatedBlock*& bucket = store_->table[hash(linear, host, Store::table_bits)];
-  made->next = bucket;
-  bucket = made;
   store_->in_order.push_back(made);
+  if (store_->in_order.size() > store_->table.size()) {
+    store_->grow();
+  } else {
+    store_->put(*made);
+  }
   statistics_.translations.add();
   statistics_.instructions.add(made->count);
   statistics_.host_bytes.add(static_cast<u64>(made->end - made->code));

@@ -56,12 +56,17 @@ class Jit final : public Executor {
     // NOPs, needs much of it for little code.
     static constexpr std::size_t most_memory = std::size_t{128} << 20;
 
-    static constexpr unsigned table_bits = 15;
+    static constexpr unsigned heat_bits = 16;
     static constexpr unsigned page_bits = 10;
+    // Blocks by where they are; grows with their number.
+    unsigned table_bits = 14;
     std::vector<TranslatedBlock*> table = std::vector<TranslatedBlock*>(std::size_t{1} << table_bits);
+    TranslatedBlock*& place(u64 linear, const std::byte* host);
+    void put(TranslatedBlock& t);
+    void grow();
     std::vector<TranslatedPage*> pages = std::vector<TranslatedPage*>(std::size_t{1} << page_bits);
-    std::vector<u8> heat = std::vector<u8>(std::size_t{1} << table_bits); // how often code was interpreted
-    std::vector<const TranslatedBlock*> in_order;                         // as they lie in the cache
+    std::vector<u8> heat = std::vector<u8>(std::size_t{1} << heat_bits); // how often code was interpreted
+    std::vector<TranslatedBlock*> in_order;                              // as they lie in the cache
 
     SignalFrame signal_frame;
     CodeMaps maps;
@@ -109,6 +114,7 @@ class Jit final : public Executor {
   u64 mmu_generation_ = 0;
   u64 code_changes_ = 0;
   u64 epoch_ = 0;
+  u64 entered_checked_at_ = 0; // instructions
 
   const Exit* pending_ = nullptr;     // waits for the translation of where it leads
   const StepSite* stepped_ = nullptr; // the last one, when it ended the stay
