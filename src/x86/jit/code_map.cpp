@@ -67,9 +67,7 @@ void CodeMaps::refresh(const Mmu& mmu) {
     each([](CodeMap& m) { m.doubt(); });
   } else {
     for (u64 i = first; i < page_flushes_; ++i) {
-      each([&](CodeMap& m) {
-        m.doubt(mmu.flushed_page(i));
-      });
+      each([&](CodeMap& m) { m.doubt(mmu.flushed_page(i)); });
     }
     if ((other_space || flushed) && !kernel_.global()) kernel_.doubt();
     if (flushed && user_[context]) user_[context]->doubt();

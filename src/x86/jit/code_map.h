@@ -53,8 +53,9 @@ class CodeMap {
   // Whether all pages in doubt are as `still_there` finds them; if not, it is cleared.
   template <class F> bool same(F&& still_there) {
     const auto there = [&](u16 i) { return still_there(std::as_const(pages_[i])); };
-    const bool fine = doubtful_ ? listed_ <= entries && std::ranges::all_of(std::span(list_).first(listed_), there)
-                                : std::ranges::all_of(std::span(doubts_).first(doubted_), there);
+    const bool fine = doubtful_
+                          ? listed_ <= entries && std::ranges::all_of(std::span(list_).first(listed_), there)
+                          : std::ranges::all_of(std::span(doubts_).first(doubted_), there);
     if (!fine) clear();
     doubtful_ = false;
     doubted_ = 0;

@@ -269,6 +269,29 @@ TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* w
   return p;
 }
 
+// These lines of the page are about to be translated, as `bytes` have them. False: they have changed since.
+bool Jit::keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<const u8> bytes) {
+  each_line(lines, [&](u64 at) {
+    cpu_.watch_code(*page.watch, physical + at, page.host + at, 128);
+    return true;
+  });
+  // What changed before it was watched would go unnoticed for ever.
+  if (!each_line(lines, [&](u64 at) { return equals_guest(&bytes[at], page.host + at, 128); })) return false;
+  const bool agrees = each_line(lines & page.lines,
+                                [&](u64 at) { return equals_guest(&page.copy[at], page.host + at, 128); });
+  if (!agrees) {
+    ++page.incarnation;
+    page.lines = 0;
+    clear_jumps();
+  }
+  each_line(lines & ~page.lines, [&](u64 at) {
+    std::memcpy(&page.copy[at], &bytes[at], 128);
+    return true;
+  });
+  page.lines |= lines;
+  return true;
+}
+
 TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   const u64 offset = linear & page_offset_mask;
   const std::byte* const host = code.host + offset;
@@ -282,37 +305,37 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   static_cast<void>(valid(*page));
   std::array<u8, page_size> bytes;
   copy_guest(bytes.data(), page_host, page_size);
-  TraceBuilder builder(cpu_.cpuid, page->linear, bytes);
+  const CodeMap::Page* next = nullptr;
+  std::array<u8, 128> next_bytes;
+  const auto page_behind = [&]() -> std::span<const u8> {
+    const u64 at = page->linear + page_size;
+    next = at != 0 ? code_page(at) : nullptr;
+    if (next == nullptr) return {};
+    copy_guest(next_bytes.data(), next->host, next_bytes.size());
+    return next_bytes;
+  };
+  const GuestPhys page_physical = code.physical;
+  TraceBuilder builder(cpu_.cpuid, page->linear, bytes, page_behind);
   const unsigned count = builder.build(linear, store_->sources, [&](u64 at) -> unsigned {
     const std::byte* const there = page_host + (at & page_offset_mask);
-    return at == linear || known(at, there) != nullptr ? hot
-                                                       : store_->heat[hash(at, there, Store::heat_bits)];
+    const bool is_hot = at == linear || known(at, there) != nullptr;
+    return is_hot ? hot : store_->heat[hash(at, there, Store::heat_bits)];
   });
   if (count == 0) return nullptr;
-
-  const u32 lines = builder.lines();
-  each_line(lines, [&](u64 at) {
-    cpu_.watch_code(*watch, code.physical + at, page_host + at, 128);
-    return true;
-  });
-  // What changed before it was watched would go unnoticed for ever.
-  const auto unchanged = [&](u64 at) { return equals_guest(&bytes[at], page_host + at, 128); };
-  if (!each_line(lines, unchanged)) return nullptr;
-  const bool agrees = each_line(lines & page->lines,
-                                [&](u64 at) { return equals_guest(&page->copy[at], page_host + at, 128); });
-  if (!agrees) {
-    ++page->incarnation;
-    page->lines = 0;
-    clear_jumps();
+  if (!keep(*page, page_physical, builder.lines(), bytes)) return nullptr;
+  SplitTail* tail = nullptr;
+  if (store_->sources[count - 1].split) {
+    kvm::CodePage* const next_watch = cpu_.mmu.code_watch().page(next->physical);
+    if (next_watch == nullptr) return nullptr;
+    TranslatedPage* const other = page_of(next->linear, next->host, next_watch);
+    static_cast<void>(valid(*other));
+    if (!keep(*other, next->physical, 1, next_bytes)) return nullptr;
+    tail = new (store_->memory.allocate(sizeof(SplitTail), alignof(SplitTail)))
+        SplitTail{other->linear, other->host, other, other->incarnation};
   }
-  each_line(lines & ~page->lines, [&](u64 at) {
-    std::memcpy(&page->copy[at], &bytes[at], 128);
-    return true;
-  });
-  page->lines |= lines;
 
   Translator translator(*store_->cache, store_->memory, store_->thunks, store_->layout);
-  const BlockPlace place{linear, host, page};
+  const BlockPlace place{linear, host, page, tail};
   TranslatedBlock* made = translator.translate(place, {store_->sources.data(), count});
   if (made != nullptr && lockstep_ && !made->all_native) {
     // Only blocks that are host code throughout can be run twice.
@@ -356,6 +379,8 @@ void Jit::note_way(TranslatedBlock& to) {
 const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   auto& jit = static_cast<Jit&>(*cpu->executor_);
   cpu->insn_start_ = s->ip;
+  if (s->tail != nullptr && !jit.still_behind(*s->tail)) [[unlikely]]
+    return jit.give_up(*s);
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
   (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
   const Step result = s->insn.handler(*cpu, s->insn);
@@ -375,6 +400,22 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   jit.go_on_ = jit.settle(*s);
   const u8* const code = jit.go_on_ ? jit.onward() : nullptr;
   return code != nullptr ? code : jit.store_->thunks.stop;
+}
+
+bool Jit::still_behind(const SplitTail& tail) {
+  const CodeMap::Page* const page = code_page(tail.linear);
+  return page != nullptr && page->host == tail.host && valid(*tail.page) &&
+         tail.page->incarnation == tail.incarnation;
+}
+
+// The instruction is another one now. All that is known of its page goes, which is simple, and seldom.
+const u8* Jit::give_up(const StepSite& s) {
+  cpu_.translation_.budget += s.of->count - s.index;
+  cpu_.state.regs[reg_rip] = s.ip;
+  ++s.of->page->incarnation;
+  clear_jumps();
+  go_on_ = true;
+  return store_->thunks.stop;
 }
 
 const u8* Jit::onward() {

@@ -86,6 +86,9 @@ class Jit final : public Executor {
   TranslatedBlock* known(u64 linear, const std::byte* host);
   TranslatedBlock* translate(u64 linear, const CodeMap::Page& code);
   TranslatedPage* page_of(u64 linear, const std::byte* host, kvm::CodePage* watch);
+  bool keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<const u8> bytes);
+  bool still_behind(const SplitTail& tail);
+  const u8* give_up(const StepSite& s);
   // Compares what was translated with memory where that may have changed.
   bool valid(TranslatedPage& page);
   void flush();

@@ -26,15 +26,40 @@ bool is_what_it_says(const Decoded& d, const CpuidTable& cpuid) {
 
 bool TraceBuilder::read(u64 at, Source& s) {
   const u64 offset = at & page_offset_mask;
-  if (decode(bytes_.data() + offset, page_size - offset, 64, s.decoded) != DecodeStatus::ok) return false;
+  const DecodeStatus status = decode(bytes_.data() + offset, page_size - offset, 64, s.decoded);
+  if (status == DecodeStatus::need_more) return read_split(at, s);
+  if (status != DecodeStatus::ok) return false;
   bool ends = false;
   bind(s.decoded, cpuid_, s.insn, ends);
   s.ip = at;
   s.ends = ends;
+  s.split = false;
   s.followed = JumpForm::none;
   s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
   s.flags_at_target = s.flags_behind = rflags::arithmetic;
   lines_ |= kvm::CodePage::lines_of(offset, s.insn.len);
+  return true;
+}
+
+// Whoever executes it has to see that the page behind is still the same one, so it is never copied and ends
+// the trace.
+bool TraceBuilder::read_split(u64 at, Source& s) {
+  const u64 offset = at & page_offset_mask;
+  const u64 here = page_size - offset;
+  const std::span<const u8> behind = behind_();
+  std::array<u8, 15> bytes{};
+  if (here >= bytes.size() || behind.size() < bytes.size()) return false;
+  std::ranges::copy(bytes_.subspan(offset), bytes.begin());
+  std::copy_n(behind.begin(), bytes.size() - here, bytes.begin() + static_cast<std::ptrdiff_t>(here));
+  if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok) return false;
+  bool ends = false;
+  bind(s.decoded, cpuid_, s.insn, ends);
+  s.ip = at;
+  s.ends = s.split = true;
+  s.followed = JumpForm::none;
+  s.copied = false;
+  s.flags_at_target = s.flags_behind = rflags::arithmetic;
+  lines_ |= kvm::CodePage::lines_of(offset, here);
   return true;
 }
 
@@ -45,7 +70,7 @@ u16 TraceBuilder::flags_wanted(u64 target) {
   u64 wanted = 0;
   for (unsigned i = 0; i < far_enough && in_page(target); ++i) {
     Source s;
-    if (!read(target, s)) break;
+    if (!read(target, s) || s.split) break;
     const FlagUse use = s.copied ? flag_use(s.decoded) : FlagUse{.reads = rflags::arithmetic};
     wanted |= use.reads & unwritten;
     unwritten &= ~use.writes;
@@ -106,6 +131,7 @@ unsigned TraceBuilder::build(u64 start, std::span<Source> out, const Warmth& war
     Source& s = out[count];
     if (!read(at, s)) break;
     ++count;
+    if (s.split) break;
     seen_.set(at & page_offset_mask);
     u64 next = at + s.insn.len;
     if (s.ends && !follow(s, next, warmth)) break;

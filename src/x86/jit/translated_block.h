@@ -29,6 +29,14 @@ struct TranslatedPage {
 
 struct TranslatedBlock;
 
+// The other page of an instruction that lies in two.
+struct SplitTail {
+  u64 linear = 0;
+  const std::byte* host = nullptr;
+  TranslatedPage* page = nullptr;
+  u32 incarnation = 0; // of the page
+};
+
 // An instruction that is left to its interpreter handler, always or when the fast way fails.
 struct StepSite {
   Insn insn;
@@ -42,6 +50,7 @@ struct StepSite {
   bool followed = false; // a jump that the block goes on behind if it goes to the next site
   bool unmasks = false;  // its handler may change what Context::vectors_usable says, though it is native
   u16 host_offset = 0;   // where the host's code for it begins, from TranslatedBlock::code
+  const SplitTail* tail = nullptr; // null: it lies in one page
 };
 
 // How translated code is left.

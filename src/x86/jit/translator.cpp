@@ -24,7 +24,8 @@ TranslatedBlock* Translator::translate(const BlockPlace& place, std::span<const 
                              .mnemonic = source[i].decoded.mnemonic,
                              .ends = source[i].ends,
                              .followed = i + 1 < count && source[i].followed != JumpForm::none,
-                             .host_offset = 0};
+                             .host_offset = 0,
+                             .tail = source[i].split ? place.tail : nullptr};
   }
   t->linear = place.linear;
   t->host = place.host;

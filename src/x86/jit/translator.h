@@ -26,6 +26,7 @@ struct Source {
   u64 ip = 0;
   bool copied = false; // may run on the host, as far as CPUID is concerned
   bool ends = false;   // its handler ends a block
+  bool split = false;  // it lies in two pages
   // A jump that the block goes on behind, at the next instruction's `ip`. Not the last one.
   JumpForm followed = JumpForm::none;
   // Of a direct jump: the arithmetic flags that somebody may want at its target and behind it.
@@ -37,6 +38,7 @@ struct BlockPlace {
   u64 linear = 0;
   const std::byte* host = nullptr;
   TranslatedPage* page = nullptr;
+  const SplitTail* tail = nullptr; // of the last instruction, if that is split
 };
 
 class Translator {
