@@ -21,6 +21,8 @@ class Clock {
   // Unless a clock says otherwise: its own nanoseconds.
   virtual u64 tsc() const { return now_ns(); }
   virtual u64 tsc_khz() const { return 1'000'000; }
+  // tsc() is what the host's RDTSC reads.
+  virtual bool tsc_is_host() const { return false; }
 };
 
 // CLOCK_MONOTONIC and CLOCK_REALTIME; and the host's time stamp counter where that is a clock.
@@ -31,6 +33,7 @@ class HostClock final : public Clock {
   u64 wall_ns() const override;
   u64 tsc() const override;
   u64 tsc_khz() const override { return tsc_khz_; }
+  bool tsc_is_host() const override { return host_tsc_; }
 
  private:
   bool host_tsc_;

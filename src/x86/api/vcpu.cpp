@@ -93,6 +93,7 @@ bool Vcpu::mmio_write(GuestPhys a, std::span<const std::byte> data) {
 bool Vcpu::claims_page(GuestPhys page) const { return lapic_ != nullptr && lapic_->claims_mmio(page.value); }
 
 u64 Vcpu::tsc() const { return scale_ticks(vm_.clock().tsc(), tsc_khz_, vm_.clock().tsc_khz()); }
+bool Vcpu::tsc_is_host() const { return vm_.clock().tsc_is_host() && tsc_khz_ == vm_.clock().tsc_khz(); }
 u64 Vcpu::tsc_offset_for(u64 value) { return vm_.tsc_sync().offset_for(value, tsc_khz_); }
 u64 Vcpu::clock_ns_at(u64 tsc) const {
   // From now: the two clocks need not keep the same pace for ever. What has passed is due at once.
@@ -140,7 +141,7 @@ void Vcpu::tsc_changed() {
 void Vcpu::pause() {
   if (settings().exits_disabled(KVM_X86_DISABLE_EXITS_PAUSE)) return;
   // Whoever holds what we wait for may need our core.
-  if ((++pauses_ & 63) == 0) sched_yield();
+  sched_yield();
 }
 
 void Vcpu::poll() {

@@ -79,6 +79,7 @@ class Vcpu final : public kvm::VcpuApi,
   bool mmio_write(GuestPhys a, std::span<const std::byte> data) override;
   bool claims_page(GuestPhys page) const override;
   u64 tsc() const override;
+  bool tsc_is_host() const override;
   u8 cr8() const override;
   void set_cr8(u8 value) override;
   bool read_apic_msr(u32 index, u64& value) override;
@@ -237,7 +238,6 @@ class Vcpu final : public kvm::VcpuApi,
   Cpu cpu_;
   Paravirt pv_;
   u64 tsc_khz_;
-  unsigned pauses_ = 0;
   bool has_run_ = false;
   bool executing_ = false;
   bool external_open_ = false;       // the last exit waits for its answer

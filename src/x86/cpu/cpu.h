@@ -47,6 +47,8 @@ class Platform {
   virtual bool claims_page(GuestPhys page) const = 0;
   // The Clock's TSC, before the guest's own offset.
   virtual u64 tsc() const = 0;
+  // It is the host's, as RDTSC reads it. Does not change while a CPU runs.
+  virtual bool tsc_is_host() const { return false; }
   // CR8; 0 without a local APIC.
   virtual u8 cr8() const = 0;
   virtual void set_cr8(u8 value) = 0;
@@ -58,7 +60,7 @@ class Platform {
   virtual u64 tsc_khz() const = 0;
   // The TSC offset with which the counter shows `value` now, as a VMM wants it.
   virtual u64 tsc_offset_for(u64 value) = 0;
-  // PAUSE: a spinning CPU may let others run.
+  // A CPU has executed PAUSE or MWAIT many times: it may be spinning, and should let others run.
   virtual void pause() = 0;
   // KVM's paravirtual MSRs: may this guest use one; false: #GP.
   virtual bool has_pv_msr(u32 index) const = 0;
@@ -424,6 +426,9 @@ class Cpu {
 
   u64 instructions = 0;
   u64 poll_interval = 4096; // instructions
+  // A repeated string instruction looks at events after this many elements, so that an interrupt is not kept
+  // waiting.
+  static constexpr u64 string_batch = 16384;
   u64 poll_at = 0;
   // A debug trap to be taken before the next instruction.
   void set_debug_trap(u64 bits) {
@@ -451,6 +456,14 @@ class Cpu {
   void commit_rip() { rip_committed_ = true; }
   // The instruction transferred control through the IDT: no single-step trap after it.
   void suppress_trap() { trap_suppressed_ = true; }
+
+  // PAUSE and MWAIT: from time to time the platform hears of them.
+  void note_pause() {
+    if (--pauses_left_ > 0) return;
+    pauses_left_ = pauses_noted;
+    platform.pause();
+  }
+  static constexpr s32 pauses_noted = 64;
 
   // Handlers of several families share these.
   Step privileged_only() { return state.cpl == 0 ? Step::next : gp(); }
@@ -521,6 +534,7 @@ class Cpu {
   unsigned replay_next_ = 0;  // next to be consumed by this attempt
   StringInput string_input_;
 
+  s32 pauses_left_ = pauses_noted;
   jit::Context translation_;
   StoreLog* store_log_ = nullptr; // null: stores are for good
   std::unique_ptr<BlockCache> blocks_;

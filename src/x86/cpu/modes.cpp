@@ -135,7 +135,11 @@ void Cpu::mode_changed() {
 void Cpu::flags_changed() {
   alignment_checks_ = state.cpl == 3 && (state.cr0 & cr0::am) != 0 && (state.system_flags & rflags::ac) != 0;
   code_tlb_ = &mmu.table(tlb_mode(false));
-  tlb_ = alignment_checks_ || watchpoints_ ? never_.get() : code_tlb_;
+  // A log of stores wants all of them to take the slow path.
+  tlb_ = alignment_checks_ || watchpoints_ || store_log_ != nullptr ? never_.get() : code_tlb_;
+  const bool smap = (state.cr4 & cr4::smap) != 0;
+  translation_.supervisor_tlb = {&mmu.table(smap ? TlbMode::kernel : TlbMode::kernel_ac),
+                                 &mmu.table(TlbMode::kernel_ac)};
   update_careful();
 }
 

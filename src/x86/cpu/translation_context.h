@@ -6,6 +6,10 @@
 
 #include <array>
 
+namespace ring3::x86 {
+struct TlbTable;
+}
+
 namespace ring3::x86::jit {
 
 // Where jumps go that may not be linked: found by the target's linear address, and valid for the address
@@ -45,8 +49,20 @@ struct JumpTable {
   }
 };
 
+// A repeated string instruction while the host executes a part of it.
+struct StringRun {
+  u64 rsi = 0, rdi = 0, rcx = 0;    // the guest's, before
+  u64 host_source = 0, host_to = 0; // where those are
+  u64 chunk = 0;                    // elements
+  bool moves = false;               // MOVS, not STOS
+};
+
 struct Context {
   s32 budget = 0; // instructions until the vCPU has to look at its timers
+  StringRun string;
+  // What Cpu::tlb_ is in CPL 0 with EFLAGS.AC clear, and set.
+  std::array<TlbTable*, 2> supervisor_tlb{};
+  bool tsc_is_host = false; // RDTSC gives what Platform::tsc() does
   JumpEntry* jumps = nullptr;
   // Levels (jit/vector_copy.h) of vector instructions that may run on the host's registers, and those that
   // do: not 0 while the registers hold the guest's.

@@ -49,8 +49,8 @@ bool op_ends_block(const Decoded& d) {
   case Op::pop:
     for (unsigned i = 0; i < d.visible_operands; ++i) {
       const Operand& o = d.operand[i];
-      if (o.kind == Operand::Kind::control || o.kind == Operand::Kind::debug) return true;
-      if (o.kind == Operand::Kind::segment && o.written) return true;
+      if (o.kind == Operand::Kind::debug) return true;
+      if ((o.kind == Operand::Kind::control || o.kind == Operand::Kind::segment) && o.written) return true;
     }
     return false;
   default: return false;

@@ -30,7 +30,7 @@ Step read_cr(Cpu& c, const Insn& in) {
   default: return c.ud();
   }
   write_gpr(c, in.rm, v);
-  return Step::jump;
+  return Step::next;
 }
 
 Step write_cr(Cpu& c, const Insn& in) {

@@ -12,9 +12,6 @@ namespace ring3::x86 {
 
 namespace {
 
-// A repeated instruction looks at events after this many elements, so that an interrupt is not kept waiting.
-constexpr u64 batch = 16384;
-
 struct Strings {
   Cpu& c;
   const Insn& in;
@@ -47,7 +44,7 @@ template <class One, class More, class Fast> Step repeat(Strings& s, One one, Mo
   if (!s.repeated()) return one() ? Step::next : Step::abort;
   // After an answer from user space, as far as that goes: what follows may be asked of it anew, and events
   // come first.
-  u64 budget = c.replaying() ? c.answered_elements() : c.careful() ? 1 : batch;
+  u64 budget = c.replaying() ? c.answered_elements() : c.careful() ? 1 : Cpu::string_batch;
   while (s.count() != 0) {
     if (budget == 0) {
       // Come back to this very instruction after events have been looked at.

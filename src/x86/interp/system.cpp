@@ -28,7 +28,7 @@ Step fence(Cpu&, const Insn&) {
   return Step::next;
 }
 Step pause(Cpu& c, const Insn&) {
-  c.platform.pause();
+  c.note_pause();
   return Step::next;
 }
 // CLFLUSH and its kind check the address as a load does.
@@ -94,7 +94,7 @@ Step handle_monitor(Cpu& c, const Insn& in) {
 Step handle_mwait(Cpu& c, const Insn&) {
   if (c.state.cpl != 0 || !has_mwait(c)) return c.ud();
   if ((c.reg<u32>(rcx * 8) & ~1u) != 0) return c.gp();
-  c.platform.pause();
+  c.note_pause();
   return Step::next;
 }
 

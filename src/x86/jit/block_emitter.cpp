@@ -3,6 +3,7 @@
 
 #include "x86/cpu/translation_context.h"
 #include "x86/interp/vector_plan.h"
+#include "x86/jit/tlb_probe.h"
 #include "x86/jit/vector_copy.h"
 #include "x86/mmu/tlb.h"
 
@@ -209,6 +210,10 @@ GroupCandidate BlockEmitter::candidate(unsigned i) const {
   case Op::push:
     if (!pushes_value(d)) return {};
     return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
+  case Op::pushf:
+  case Op::pushfq:
+    if (d.operand_bytes != 8) return {};
+    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
   case Op::pop:
     if (!pops_register(d)) return {};
     return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
@@ -247,7 +252,8 @@ void BlockEmitter::find_groups() {
 
 bool BlockEmitter::emit_native(unsigned i) {
   return is_hint(source_[i].decoded.op) || address_only(i) || stack(i) || control_flow(i) || vector(i) ||
-         x87(i) || division(i) || privileged(i) || copied(i);
+         x87(i) || division(i) || privileged(i) || string(i) || bit_string(i) || translate_byte(i) ||
+         system(i) || copied(i);
 }
 
 void BlockEmitter::instruction(unsigned i) {
@@ -387,18 +393,7 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     e_.test8_imm(scratch_b, static_cast<u8>(misaligned));
     add_slow();
   }
-  if (size == 1) {
-    e_.mov(scratch_a, scratch_b);
-  } else {
-    // The page of the last byte: an access across two never matches.
-    e_.lea(scratch_a, HostMem::at(scratch_b, static_cast<s32>(size) - 1));
-  }
-  static_assert(sizeof(TlbEntry) == 1u << (page_shift - 7));
-  e_.shr(scratch_b, 7);
-  e_.and32(scratch_b, (TlbTable::entries - 1) * sizeof(TlbEntry));
-  e_.add(scratch_b, HostMem::in_cpu(l_.tlb));
-  e_.and_(scratch_a, -s32{page_size});
-  e_.cmp(scratch_a, HostMem::at(scratch_b, tag));
+  emit_probe(e_, l_, size, write);
   add_slow();
   host_flags_lost();
   e_.mov(scratch_b, HostMem::at(scratch_b, addend));
@@ -429,7 +424,8 @@ bool BlockEmitter::copied(unsigned i) {
   HostMem memory;
   if (d.has_memory) {
     const auto p = place_of(i);
-    if (!p || !lookup(*p, d.memory_bits / 8u, d.memory_written, i, memory)) return false;
+    const u16 misaligned = d.op == Op::cmpxchg16b ? 15 : 0;
+    if (!p || !lookup(*p, d.memory_bits / 8u, d.memory_written, i, memory, misaligned)) return false;
   }
   const FlagUse& use = use_[i];
   // Flags that it needs, or leaves as they are for somebody who does.
@@ -496,15 +492,24 @@ bool BlockEmitter::address_only(unsigned i) {
   if (d.op != Op::lea) return false;
   const unsigned bits = d.operand[0].bits;
   const HostReg to = plan_.map[d.operand[0].reg >> 3];
-  const auto p = place_of(i);
   // A segment changes nothing.
-  if (bits == 16 || to == no_reg || !p) return false;
-  if (p->constant) {
-    e_.mov_imm(to, bits == 32 ? static_cast<u32>(p->linear) : p->linear);
-  } else if (bits == 32) {
-    e_.lea32(to, p->address);
+  if (bits == 16 || to == no_reg) return false;
+  if (d.base == reg_rip) {
+    const u64 address = next_ip(i) + static_cast<u64>(d.displacement);
+    e_.mov_imm(to, bits == 32 || d.address_bytes == 4 ? static_cast<u32>(address) : address);
+    return true;
+  }
+  HostMem address{.disp = static_cast<s32>(d.displacement)};
+  if (d.base < 16) address.base = plan_.map[d.base];
+  if (d.index < 16) {
+    address.index = plan_.map[d.index];
+    address.scale = d.scale;
+  }
+  // The result is as narrow as the address.
+  if (bits == 32 || d.address_bytes == 4) {
+    e_.lea32(to, address);
   } else {
-    e_.lea(to, p->address);
+    e_.lea(to, address);
   }
   return true;
 }

@@ -68,6 +68,15 @@ class BlockEmitter {
   bool address_only(unsigned i);
   bool division(unsigned i);
   bool privileged(unsigned i);
+  bool string(unsigned i);
+  bool bit_string(unsigned i);
+  bool translate_byte(unsigned i);
+  bool system(unsigned i);
+  bool push_flags(unsigned i);
+  bool pop_flags(unsigned i);
+  bool time_stamp(unsigned i);
+  bool segment_base(unsigned i);
+  bool from_special_register(unsigned i);
   bool control_flow(unsigned i);
   void stepped(unsigned i);
   void end_of_block();
@@ -78,6 +87,14 @@ class BlockEmitter {
   // The TLB lookup: what to access instead. False: it can only be stepped, and nothing was written.
   // `misaligned`: address bits that have to be 0.
   bool lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
+
+  // The same for a linear address that the code has computed into scratch_b, where the operand's address is
+  // afterwards. The flags have been kept.
+  void lookup_computed(unsigned size, bool write, unsigned i);
+  // The handler executes instruction `i` if the condition holds, and the block goes on behind it.
+  void handler_when(Cond c, unsigned i);
+  // The host's flags are about to be changed in other ways than the instruction does.
+  void put_flags_aside(unsigned i);
 
   // `wanted`: flags that may be needed there.
   void jump_to(u64 target, u16 wanted);

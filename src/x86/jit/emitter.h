@@ -166,6 +166,61 @@ class Emitter {
     byte(number);
   }
 
+  // Sign-extended from 16, 32 or 64 bits to 64.
+  void movsx(HostReg to, HostReg from, unsigned bits) {
+    if (bits == 64) return mov(to, from);
+    rex(true, to, from);
+    if (bits == 16) byte(0x0f);
+    byte(bits == 16 ? 0xbf : 0x63);
+    modrm(to, from);
+  }
+  void movzx8(HostReg to, HostReg from) { // RAX to RBX, R8 to R15
+    rex(false, to, from);
+    bytes_of(0x0f, 0xb6);
+    modrm(to, from);
+  }
+  void cmov(Cond c, HostReg to, HostReg from) {
+    rex(true, to, from);
+    bytes_of(0x0f, static_cast<u8>(0x40 | static_cast<u8>(c)));
+    modrm(to, from);
+  }
+  void sub(HostReg to, HostReg from) { op_rr(true, 0x2b, to, from); }
+  void or_(HostReg to, HostReg from) { op_rr(true, 0x0b, to, from); }
+  void or_(HostReg to, const HostMem& from) { op_rm(true, 0x0b, to, from); }
+  void xor_(HostReg to, const HostMem& from) { op_rm(true, 0x33, to, from); }
+  void xor32_imm(HostReg r, u32 value) { alu_imm(false, 6, r, static_cast<s32>(value)); }
+  void add32_imm(HostReg r, s32 value) { alu_imm(false, 0, r, value); }
+  void test32_imm(HostReg r, u32 value) {
+    rex(false, 0, r);
+    byte(0xf7);
+    modrm(0, r);
+    raw<u32>(value);
+  }
+  void test(bool wide, HostReg a, HostReg b) { op_rr(wide, 0x85, a, b); }
+  void xor_imm(const HostMem& m, s32 value) { mem_imm(true, 6, m, value); }
+  // A string instruction, by its opcode for bytes.
+  void rep(u8 opcode, unsigned size) {
+    if (size == 2) byte(0x66);
+    byte(0xf3);
+    if (size == 8) byte(0x48);
+    byte(static_cast<u8>(opcode | (size == 1 ? 0 : 1)));
+  }
+  void pushfq() { byte(0x9c); }
+  void rdtsc() { bytes_of(0x0f, 0x31); }
+  void host_pause() { bytes_of(0xf3, 0x90); }
+  void host_lfence() { bytes_of(0x0f, 0xae, 0xe8); }
+
+  // --- of `size` bytes: 1 (RAX to RBX, R8 to R15), 2, 4 or 8 ---
+  void load(unsigned size, HostReg to, const HostMem& from) { sized(0x8a, size, to, from); }
+  void store(unsigned size, const HostMem& to, HostReg from) { sized(0x88, size, from, to); }
+  void compare(unsigned size, HostReg a, const HostMem& b) { sized(0x3a, size, a, b); }
+  // An opcode after 0F. Prefixes are the caller's: no GS.
+  void op_0f_rm(bool wide, u8 opcode, u8 reg, const HostMem& m) {
+    rex(wide, reg, m);
+    bytes_of(0x0f, opcode);
+    modrm(reg, m);
+  }
+
   // --- flags; see oszapc ---
   void lahf() { byte(0x9f); }
   void sahf() { byte(0x9e); }
@@ -222,6 +277,12 @@ class Emitter {
 
  private:
   template <class... B> void bytes_of(B... b) { (byte(static_cast<u8>(b)), ...); }
+  // The opcode is that for bytes.
+  void sized(u8 opcode, unsigned size, HostReg reg, const HostMem& m) {
+    if (size == 2) byte_prefix(m, 0x66);
+    if (size != 2 && m.gs) byte(0x65);
+    op_rm_after_prefix(size == 8, static_cast<u8>(opcode | (size == 1 ? 0 : 1)), reg, m);
+  }
   void state_op(bool wide, u8 digit, const HostMem& m) { // 0F AE
     if (m.gs) byte(0x65);
     rex(wide, digit, m);

@@ -19,6 +19,22 @@ FlagUse of_shift(const Decoded& d, u64 written) {
   if ((count.value & mask) == 0) return {.reads = all};
   return {.writes = written};
 }
+
+FlagUse of_string(const Decoded& d) {
+  // Repeated, they may compare nothing at all, and may be left in the middle for an interrupt.
+  if (d.rep || d.repne) return {.reads = all};
+  switch (d.op) {
+  case Op::cmpsb:
+  case Op::cmpsw:
+  case Op::cmpsd:
+  case Op::cmpsq:
+  case Op::scasb:
+  case Op::scasw:
+  case Op::scasd:
+  case Op::scasq: return {.writes = all};
+  default: return {};
+  }
+}
 } // namespace
 
 u64 flags_of_condition(u8 cc) {
@@ -55,6 +71,32 @@ FlagUse flag_use(const Decoded& d) {
   case Op::not_:
   case Op::div: // undefined: ours leave them alone
   case Op::idiv:
+  case Op::mulx:
+  case Op::pdep:
+  case Op::pext:
+  case Op::rorx:
+  case Op::sarx:
+  case Op::shlx:
+  case Op::shrx:
+  case Op::crc32:
+  case Op::movbe:
+  case Op::xlat:
+  case Op::pause:
+  case Op::cld:
+  case Op::std:
+  case Op::stac:
+  case Op::clac:
+  case Op::rdtsc:
+  case Op::rdtscp:
+  case Op::rdpid:
+  case Op::xgetbv:
+  case Op::rdfsbase:
+  case Op::rdgsbase:
+  case Op::wrfsbase:
+  case Op::wrgsbase:
+  case Op::clflush:
+  case Op::clflushopt:
+  case Op::clwb:
   case Op::cli:
   case Op::sti:
   case Op::swapgs:
@@ -89,8 +131,21 @@ FlagUse flag_use(const Decoded& d) {
   // Undefined flags may be what they were: the processor decides, and has to see them.
   case Op::tzcnt:
   case Op::lzcnt: return {.writes = rflags::cf | rflags::zf};
+  case Op::andn:
+  case Op::bzhi:
+  case Op::blsi:
+  case Op::blsmsk:
+  case Op::blsr: return {.writes = rflags::cf | rflags::zf | rflags::sf | rflags::of};
+  case Op::bextr: return {.writes = rflags::cf | rflags::zf | rflags::of};
+  case Op::adcx: return {.reads = rflags::cf, .writes = rflags::cf};
+  case Op::adox: return {.reads = rflags::of, .writes = rflags::of};
+  case Op::cmpxchg8b:
+  case Op::cmpxchg16b: return {.writes = rflags::zf};
   case Op::mul:
   case Op::imul: return {.writes = rflags::cf | rflags::of};
+  case Op::popf:
+  case Op::popfd:
+  case Op::popfq: return {.writes = all};
   case Op::adc:
   case Op::sbb: return {.reads = rflags::cf, .writes = all};
   case Op::inc:
@@ -120,7 +175,9 @@ FlagUse flag_use(const Decoded& d) {
   case Op::setcc:
   case Op::cmovcc:
   case Op::jcc: return {.reads = flags_of_condition(d.condition)};
-  default: return {.reads = all};
+  default:
+    if (d.op >= Op::movsb && d.op <= Op::scasq) return of_string(d);
+    return {.reads = all};
   }
 }
 

@@ -70,7 +70,8 @@ bool x87_usable(const CpuState& s) {
 
 } // namespace
 
-Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::move(code_cache)) {
+Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache, bool checked)
+    : cache(std::move(code_cache)) {
   const auto from_gs = [&](const void* member) {
     return static_cast<s32>(reinterpret_cast<s64>(member) - reinterpret_cast<s64>(&cpu));
   };
@@ -86,7 +87,6 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.jumps = from_gs(&cpu.translation_.jumps);
   layout.cpl = from_gs(&cpu.state.cpl);
   layout.system_flags = from_gs(&cpu.state.system_flags);
-  layout.window_wanted = from_gs(&cpu.window_wanted);
   layout.gs_base = from_gs(&cpu.state.segment(Seg::gs).base);
   layout.kernel_gs_base = from_gs(&cpu.state.kernel_gs_base);
   layout.vectors_usable = from_gs(&cpu.translation_.vectors_usable);
@@ -97,6 +97,22 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache) : cache(std::
   layout.x87_control = from_gs(&cpu.translation_.x87_control);
   layout.x87_used = from_gs(&cpu.translation_.x87_used);
   layout.host_fcw = from_gs(&cpu.translation_.host_fcw);
+  layout.string_run = from_gs(&cpu.translation_.string);
+  for (unsigned i = 0; i < seg_count; ++i) layout.segment_selector[i] = from_gs(&cpu.state.seg[i].selector);
+  layout.fs_base = from_gs(&cpu.state.segment(Seg::fs).base);
+  layout.cr0 = from_gs(&cpu.state.cr0);
+  layout.cr2 = from_gs(&cpu.state.cr2);
+  layout.cr3 = from_gs(&cpu.state.cr3);
+  layout.cr4 = from_gs(&cpu.state.cr4);
+  layout.xcr0 = from_gs(&cpu.state.xcr0);
+  layout.tsc_offset = from_gs(&cpu.state.tsc_offset);
+  layout.tsc_aux = from_gs(&cpu.state.tsc_aux);
+  layout.window_wanted = from_gs(&cpu.window_wanted);
+  layout.pauses_left = from_gs(&cpu.pauses_left_);
+  layout.code_tlb = from_gs(&cpu.code_tlb_);
+  layout.supervisor_tlb = from_gs(cpu.translation_.supervisor_tlb.data());
+  layout.tsc_is_host = from_gs(&cpu.translation_.tsc_is_host);
+  layout.runs_twice = checked;
 
   const std::span<u8> room = cache->room();
   Emitter e(room);
@@ -487,13 +503,14 @@ CpuExit Jit::run() {
       cpu_.internal_error = "no memory for translated code";
       return CpuExit::internal_error;
     }
-    store_ = std::make_unique<Store>(cpu_, std::move(cache));
+    store_ = std::make_unique<Store>(cpu_, std::move(cache), lockstep_ != nullptr);
     flush();
   }
   cpu_.exit_pending = false;
   cpu_.fault_pending = false;
   pending_ = nullptr;
   if (cpu_.replaying() && !cpu_.finish_instruction()) return cpu_.exit;
+  cpu_.translation_.tsc_is_host = cpu_.platform.tsc_is_host();
   program_gs_ = read_gs_base();
   running_ = true;
   write_gs_base(reinterpret_cast<u64>(&cpu_));
@@ -534,8 +551,11 @@ bool Jit::recover(const HostRegisters& host) {
   write_gs_base(program_gs_);
   cpu_.store_log_ = nullptr;
   turn_.give_back();
-  const auto* const at = reinterpret_cast<const u8*>(host.rip);
+  const auto* at = reinterpret_cast<const u8*>(host.rip);
   if (!store_->cache->contains(at)) return false;
+  const StringThunks& strings = store_->thunks.strings;
+  const auto in_string = strings.element_bits(at);
+  if (in_string) std::memcpy(&at, reinterpret_cast<const void*>(host.gpr[rsp]), sizeof at);
   auto next =
       std::ranges::upper_bound(store_->in_order, at, {}, [](const TranslatedBlock* b) { return b->code; });
   if (next == store_->in_order.begin()) return false;
@@ -546,6 +566,13 @@ bool Jit::recover(const HostRegisters& host) {
   // The guest's registers whose place is lent are in the Cpu already.
   for (unsigned r = 0; r < t.map.size(); ++r) {
     if (t.map[r] != no_reg) cpu_.state.regs[r] = host.gpr[t.map[r]];
+  }
+  if (in_string) {
+    const StringRun& run = cpu_.translation_.string;
+    const u64 bytes = host.gpr[rdi] - run.host_to;
+    cpu_.state.regs[rdi] = run.rdi + bytes;
+    cpu_.state.regs[rcx] = run.rcx - (bytes >> *in_string);
+    if (run.moves) cpu_.state.regs[rsi] = run.rsi + bytes;
   }
   const u8 live = std::exchange(cpu_.translation_.vectors_live, 0);
   if ((live & vector_level::vectors) != 0)
@@ -560,7 +587,8 @@ bool Jit::recover(const HostRegisters& host) {
   }
   cpu_.insn_start_ = t.steps[i].ip;
   s32 budget = 0;
-  std::memcpy(&budget, reinterpret_cast<const void*>(host.gpr[rsp] + frame::budget.disp), sizeof budget);
+  const u64 frame_at = host.gpr[rsp] + (in_string ? sizeof at : 0); // behind the return address
+  std::memcpy(&budget, reinterpret_cast<const void*>(frame_at + frame::budget.disp), sizeof budget);
   cpu_.instructions += static_cast<u64>(s64{entry_budget_} - budget - t.count + i);
   return true;
 }

@@ -44,7 +44,7 @@ class Jit final : public Executor {
   friend class Lockstep;
   // What is made once, and emptied when it is full.
   struct Store {
-    Store(Cpu& cpu, std::unique_ptr<CodeCache> cache);
+    Store(Cpu& cpu, std::unique_ptr<CodeCache> cache, bool checked);
 
     std::unique_ptr<CodeCache> cache;
     CountedMemory heap;

@@ -18,7 +18,6 @@ struct Layout {
   s32 jumps = 0;
   s32 cpl = 0;
   s32 system_flags = 0;
-  s32 window_wanted = 0;
   s32 gs_base = 0; // that in CpuState::seg
   s32 kernel_gs_base = 0;
   s32 vectors_usable = 0;
@@ -29,6 +28,17 @@ struct Layout {
   s32 x87_control = 0;
   s32 x87_used = 0;
   s32 host_fcw = 0;
+  s32 string_run = 0;
+  s32 segment_selector[seg_count] = {};
+  s32 fs_base = 0; // as gs_base
+  s32 cr0 = 0, cr2 = 0, cr3 = 0, cr4 = 0, xcr0 = 0;
+  s32 tsc_offset = 0, tsc_aux = 0;
+  s32 window_wanted = 0;
+  s32 pauses_left = 0;
+  s32 code_tlb = 0;
+  s32 supervisor_tlb = 0; // two pointers: with EFLAGS.AC clear, and set
+  s32 tsc_is_host = 0;
+  bool runs_twice = false; // what gives another result each time is the handlers'
 
   HostMem reg(unsigned guest) const { return HostMem::in_cpu(regs + static_cast<s32>(guest * 8)); }
 };

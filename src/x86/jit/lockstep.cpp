@@ -45,10 +45,7 @@ void Lockstep::take_back(const CpuState& before) {
   cpu_.state = before;
   cpu_.fault_pending = cpu_.rip_committed_ = false;
   cpu_.code_update_size_ = 0;
-  // What the Cpu has made of it.
-  cpu_.load_segment_cache(Seg::fs);
-  cpu_.load_segment_cache(Seg::gs);
-  cpu_.flags_changed();
+  cpu_.mode_changed();
 }
 
 namespace {
@@ -63,7 +60,10 @@ bool Lockstep::execute(TranslatedBlock& t) {
   const u64 changes = cpu_.mmu.code_watch().changes();
   const CpuState before = cpu_.state;
   const Outcome expected = interpret(t);
-  if (log_.final() || cpu_.exit_pending || changes != cpu_.mmu.code_watch().changes() || !t.all_native)
+  // Also when somebody wants the CPU now: the block would not begin again.
+  const bool wanted_elsewhere = cpu_.exit_word.load(std::memory_order_relaxed) != 0;
+  if (log_.final() || wanted_elsewhere || cpu_.exit_pending || changes != cpu_.mmu.code_watch().changes() ||
+      !t.all_native)
     return keep(t, expected);
   log_.undo();
 
@@ -124,6 +124,7 @@ std::string Lockstep::difference(const Outcome& a, const Outcome& b, u64 wanted)
   if (a.state.segment(Seg::gs).base != b.state.segment(Seg::gs).base ||
       a.state.kernel_gs_base != b.state.kernel_gs_base)
     return "GS base";
+  if (a.state.segment(Seg::fs).base != b.state.segment(Seg::fs).base) return "FS base";
   if (!log_.same_again()) return "what was stored";
   return {};
 }

@@ -24,7 +24,7 @@ bool writes(const Decoded& d, HostReg place, const RegisterPlan& plan) {
 std::optional<s64> added(const Decoded& d, HostReg base, const RegisterPlan& plan) {
   if (base == guest_rsp) {
     const Operand& to = d.operand[0];
-    if (d.op == Op::push || d.op == Op::call) return -8;
+    if (d.op == Op::push || d.op == Op::pushf || d.op == Op::pushfq || d.op == Op::call) return -8;
     if (d.op == Op::ret) return 8 + (to.kind == Operand::Kind::imm ? static_cast<s64>(to.value) : 0);
     if (d.op == Op::pop) return to.reg == rsp * 8 ? std::nullopt : std::optional<s64>(8);
     const bool by_number = (d.op == Op::add || d.op == Op::sub) && to.kind == Operand::Kind::gpr &&

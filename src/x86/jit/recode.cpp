@@ -7,7 +7,14 @@ namespace {
 
 constexpr u8 rex_w = 8, rex_r = 4, rex_b = 1;
 
-u8 rex_of(const Decoded& d) { return d.rex_offset != 0xff ? d.bytes[d.rex_offset] : 0; }
+// The prefix's bits as REX has them; VEX, of three bytes here, has all but W inverted.
+u8 rex_of(const Decoded& d) {
+  if (d.encoding == Encoding::vex) {
+    const u8* const vex = &d.bytes[d.vex_offset];
+    return static_cast<u8>((~vex[1] >> 5 & 7) | (vex[2] >> 4 & rex_w));
+  }
+  return d.rex_offset != 0xff ? d.bytes[d.rex_offset] : 0;
+}
 
 // Opcodes of one byte.
 std::optional<CopyForm> one_byte_form(const Decoded& d) {
@@ -103,11 +110,39 @@ std::optional<CopyForm> two_byte_form(const Decoded& d) {
   case 0xbe: return CopyForm{.reg_is_gpr = true, .byte_rm = true};
   case 0xba:
   case 0xae: return CopyForm{};
+  case 0xc7: // CMPXCHG8B, CMPXCHG16B
+    if (!d.has_memory) return std::nullopt;
+    return CopyForm{};
   default:
     if (op >= 0x40 && op < 0x50) return CopyForm{.reg_is_gpr = true};
     if (op >= 0x90 && op < 0xa0) return CopyForm{.byte_rm = true};
     if (op >= 0xc8 && op < 0xd0) return CopyForm{.opcode_reg = true};
     return std::nullopt;
+  }
+}
+
+// Opcodes after 0F 38: MOVBE, CRC32, ADCX, ADOX.
+std::optional<CopyForm> three_byte_form(const Decoded& d) {
+  return CopyForm{.reg_is_gpr = true, .byte_rm = d.op == Op::crc32 && d.opcode == 0xf0};
+}
+
+// General registers only.
+std::optional<CopyForm> vex_form(Op op) {
+  switch (op) {
+  case Op::andn:
+  case Op::bextr:
+  case Op::bzhi:
+  case Op::mulx:
+  case Op::pdep:
+  case Op::pext:
+  case Op::sarx:
+  case Op::shlx:
+  case Op::shrx: return CopyForm{.reg_is_gpr = true, .vvvv = true};
+  case Op::blsi:
+  case Op::blsmsk:
+  case Op::blsr: return CopyForm{.vvvv = true};
+  case Op::rorx: return CopyForm{.reg_is_gpr = true};
+  default: return std::nullopt;
   }
 }
 
@@ -123,6 +158,12 @@ bool copyable(Op op) {
   case Op::xchg:
   case Op::xadd:
   case Op::cmpxchg:
+  case Op::cmpxchg8b:
+  case Op::cmpxchg16b:
+  case Op::movbe:
+  case Op::crc32:
+  case Op::adcx:
+  case Op::adox:
   case Op::bswap:
   case Op::cbw:
   case Op::cwde:
@@ -179,6 +220,7 @@ bool copyable(Op op) {
 struct Fields {
   u8 reg = 0;
   HostReg rm = 0;
+  HostReg vvvv = 0;
   bool high_byte = false; // AH to BH are named, which forbids a REX prefix
   bool needs_rex = false; // SPL to DIL are named, which takes one
 };
@@ -200,6 +242,7 @@ Fields host_fields(const Decoded& d, const CopyForm& f, const RegisterMap& map) 
     return out;
   }
   if (d.modrm_offset == 0) return out;
+  if (f.vvvv) out.vvvv = map[~d.bytes[d.vex_offset + 2u] >> 3 & 15];
   const unsigned reg = (d.modrm >> 3 & 7u) | ((rex & rex_r) != 0 ? 8u : 0u);
   out.reg = f.reg_is_gpr ? mapped(reg, f.byte_reg) : static_cast<u8>(reg & 7);
   if (!d.has_memory && d.modrm >= 0xc0)
@@ -210,6 +253,7 @@ Fields host_fields(const Decoded& d, const CopyForm& f, const RegisterMap& map) 
 } // namespace
 
 std::optional<CopyForm> copy_form(const Decoded& d) {
+  if (d.encoding == Encoding::vex) return vex_form(d.op);
   if (d.encoding != Encoding::legacy || !copyable(d.op)) return std::nullopt;
   // Segment, control and debug registers have MOVs of their own.
   for (unsigned i = 0; i < d.visible_operands; ++i) {
@@ -218,12 +262,13 @@ std::optional<CopyForm> copy_form(const Decoded& d) {
   }
   if (d.map == 0) return one_byte_form(d);
   if (d.map == 1) return two_byte_form(d);
+  if (d.map == 2) return three_byte_form(d);
   return std::nullopt;
 }
 
 bool can_copy(const Decoded& d, const CopyForm& f, const RegisterMap& map, bool memory) {
   const Fields x = host_fields(d, f, map);
-  if (x.reg == no_reg || x.rm == no_reg) return false;
+  if (x.reg == no_reg || x.rm == no_reg || x.vvvv == no_reg) return false;
   if (!x.high_byte) return true;
   return !memory && !x.needs_rex && x.reg < 8 && x.rm < 8 && (rex_of(d) & rex_w) == 0;
 }
@@ -250,16 +295,33 @@ unsigned copy_prefixes(Emitter& e, const Decoded& d) {
   return i;
 }
 
+namespace {
+void copy_vex(Emitter& e, const Decoded& d, const CopyForm& f, const Fields& x, const HostMem* memory) {
+  const auto high = [](HostReg r) { return r != no_reg && r >= 8; };
+  const bool b = memory != nullptr ? high(memory->base) : high(x.rm);
+  const bool index = memory != nullptr && high(memory->index);
+  const u8 last = d.bytes[d.vex_offset + 2u];
+  e.byte(0xc4);
+  e.byte(static_cast<u8>((high(x.reg) ? 0 : 0x80) | (index ? 0 : 0x40) | (b ? 0 : 0x20) | d.map));
+  e.byte(f.vvvv ? static_cast<u8>((last & 0x87) | (~x.vvvv & 15) << 3) : last);
+}
+} // namespace
+
 void copy(Emitter& e, const Decoded& d, const CopyForm& f, const RegisterMap& map, const HostMem* memory) {
   const Fields x = host_fields(d, f, map);
-  const bool wide = (rex_of(d) & rex_w) != 0;
-  copy_prefixes(e, d);
-  if (memory != nullptr) {
-    e.rex(wide, x.reg, *memory, x.needs_rex);
+  if (d.encoding == Encoding::vex) {
+    copy_vex(e, d, f, x, memory);
   } else {
-    e.rex(wide, x.reg, x.rm, x.needs_rex);
+    const bool wide = (rex_of(d) & rex_w) != 0;
+    copy_prefixes(e, d);
+    if (memory != nullptr) {
+      e.rex(wide, x.reg, *memory, x.needs_rex);
+    } else {
+      e.rex(wide, x.reg, x.rm, x.needs_rex);
+    }
+    if (d.map != 0) e.byte(0x0f);
+    if (d.map == 2) e.byte(0x38);
   }
-  if (d.map == 1) e.byte(0x0f);
   if (f.opcode_reg) {
     e.byte(static_cast<u8>((d.opcode & 0xf8) | (x.rm & 7)));
   } else {

@@ -19,6 +19,7 @@ struct CopyForm {
   bool byte_reg = false;   // of 8 bits
   bool byte_rm = false;
   bool opcode_reg = false; // the register is in the opcode's low three bits
+  bool vvvv = false;       // VEX.vvvv is a register
 };
 
 // Null: not one that runs on the host as it is. 64-bit code only. Register operands beyond those in ModRM and

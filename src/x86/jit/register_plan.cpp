@@ -12,6 +12,34 @@ constexpr u32 lendable = [] {
   for (const HostReg r : identity) all |= 1u << r;
   return all & ~(1u << rax); // flags pass through it
 }();
+
+// Those that the decoder does not name.
+u32 implied_registers(const Decoded& d) {
+  switch (d.op) {
+  case Op::xlat: return 1u << rax | 1u << rbx;
+  case Op::movsb:
+  case Op::movsw:
+  case Op::movsd:
+  case Op::movsq:
+  case Op::cmpsb:
+  case Op::cmpsw:
+  case Op::cmpsd:
+  case Op::cmpsq: return 1u << rsi | 1u << rdi | 1u << rcx;
+  case Op::stosb:
+  case Op::stosw:
+  case Op::stosd:
+  case Op::stosq:
+  case Op::scasb:
+  case Op::scasw:
+  case Op::scasd:
+  case Op::scasq: return 1u << rax | 1u << rdi | 1u << rcx;
+  case Op::lodsb:
+  case Op::lodsw:
+  case Op::lodsd:
+  case Op::lodsq: return 1u << rax | 1u << rsi;
+  default: return 0;
+  }
+}
 } // namespace
 
 u32 registers_of(const Decoded& d) {
@@ -23,7 +51,7 @@ u32 registers_of(const Decoded& d) {
     if (d.base < 16) used |= 1u << d.base;
     if (!d.vsib && d.index < 16) used |= 1u << d.index;
   }
-  return used;
+  return used | implied_registers(d);
 }
 
 RegisterPlan plan_registers(std::span<const Source> source, unsigned& count) {

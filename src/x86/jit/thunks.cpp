@@ -199,6 +199,8 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   t.load_x87 = place();
   load_x87(e, layout);
   e.ret();
+
+  t.strings = emit_string_thunks(e, executable, layout);
   return t;
 }
 

@@ -4,6 +4,7 @@
 
 #include "x86/jit/emitter.h"
 #include "x86/jit/layout.h"
+#include "x86/jit/string_thunks.h"
 
 namespace ring3::x86 {
 class Cpu;
@@ -29,6 +30,7 @@ struct Thunks {
   // Called where vectors are not live, and usable: loads them. Changes the scratch registers and the flags.
   const u8* load_vectors = nullptr;
   const u8* load_x87 = nullptr; // likewise
+  StringThunks strings;
 };
 
 // Executes one instruction by its handler. Null: the block goes on; or the code to go on with instead.

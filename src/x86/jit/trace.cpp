@@ -3,6 +3,7 @@
 
 #include "kvm/code_watch.h"
 #include "x86/interp/bind.h"
+#include "x86/interp/host_code.h"
 #include "x86/jit/flag_use.h"
 
 #include <algorithm>
@@ -15,10 +16,17 @@ namespace {
 constexpr unsigned short_loop = 16;
 constexpr unsigned most_rounds = 4;
 
+// For what has a handler that does without the host's instruction.
+bool host_has_movbe() {
+  static const bool has = host::has_feature(feature::movbe);
+  return has;
+}
+
 // Some instructions become others where CPUID does not have them; their handlers know.
 bool is_what_it_says(const Decoded& d, const CpuidTable& cpuid) {
   if (d.op == Op::tzcnt) return cpuid.has(feature::bmi1);
   if (d.op == Op::lzcnt) return cpuid.has(feature::abm);
+  if (d.op == Op::movbe) return host_has_movbe();
   return true;
 }
 
