@@ -346,11 +346,13 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     size = group.span;
     write = group.write;
   }
-  const auto add_slow = [&] {
+  const auto add_slow = [&]() -> Cold& {
     Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(Cond::ne));
     slow.index = static_cast<u16>(i);
     slow.last = group.last != 0 ? group.last : slow.index;
+    return slow;
   };
+  constexpr auto second = static_cast<s32>(TlbTable::entries * sizeof(TlbEntry));
   const s32 tag = write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
   constexpr s32 addend = offsetof(TlbEntry, addend);
   if (p.constant) {
@@ -365,9 +367,13 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
       e_.mov_imm(scratch_a, page);
       e_.cmp(scratch_a, HostMem::at(scratch_b, at + tag));
     }
-    add_slow();
+    Cold& slow = add_slow();
     host_flags_lost();
     e_.mov(scratch_b, HostMem::at(scratch_b, at + addend));
+    slow.found = e_.here();
+    slow.tag_at = second + at + tag;
+    slow.addend_at = second + at + addend;
+    if (fits32(page)) slow.page = static_cast<s32>(page);
     if (fits32(p.linear)) {
       out = HostMem::at(scratch_b, static_cast<s32>(p.linear));
     } else {
@@ -394,9 +400,12 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     add_slow();
   }
   emit_probe(e_, l_, size, write);
-  add_slow();
+  Cold& slow = add_slow();
   host_flags_lost();
   e_.mov(scratch_b, HostMem::at(scratch_b, addend));
+  slow.found = e_.here();
+  slow.tag_at = second + tag;
+  slow.addend_at = second + addend;
   if (p.address.index == no_reg && !based) {
     out = given.address;
     if (out.base == no_reg) {
@@ -847,6 +856,14 @@ void BlockEmitter::cold(const Cold& c) {
     aim_at_thunk(e_.jmp(), thunks_.leave);
     break;
   case Cold::Kind::slow: {
+    if (c.found != nullptr) {
+      const HostMem tag = HostMem::at(scratch_b, c.tag_at);
+      c.page ? e_.cmp_imm(tag, *c.page) : e_.cmp(scratch_a, tag);
+      u8* const missed = e_.jcc(Cond::ne);
+      e_.mov(scratch_b, HostMem::at(scratch_b, c.addend_at));
+      if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.found);
+      e_.aim_here(missed);
+    }
     end_loans();
     keep_pointers(c.pointers);
     bool returns = true;

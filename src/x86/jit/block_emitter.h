@@ -43,6 +43,10 @@ class BlockEmitter {
     u8 level = 0;                    // vectors: that are not live; slow: that have to be live again
     // slow, vectors, side, other_return: the instruction that FOP and FIP are of, if they are not in memory
     s16 pointers = none;
+    // slow: the lookup goes on here if the second half of the TLB has the page. Null: that is not asked.
+    u8* found = nullptr;
+    s32 tag_at = 0, addend_at = 0;          // there, from scratch_b
+    std::optional<s32> page = std::nullopt; // or else it is in scratch_a
   };
 
   // A memory operand as addresses are computed for it.

@@ -82,7 +82,12 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
   const u64 page = va.page().value;
   const u64 addend = reinterpret_cast<u64>(b.host) - page;
   const bool same = e.addend == addend && (e.read_tag == page || e.exec_tag == page);
-  if (!same) e = TlbEntry{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, addend};
+  if (!same) {
+    const bool other = (e.read_tag != TlbTable::no_page && e.read_tag != page) ||
+                       (e.exec_tag != TlbTable::no_page && e.exec_tag != page);
+    if (other) tlb.set_aside(i);
+    e = TlbEntry{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, addend};
+  }
   note_mapped(b, t.pa);
   if (access == Access::fetch) {
     e.exec_tag = page;

@@ -14,7 +14,7 @@ TlbTable::TlbTable() {
 
 void TlbTable::flush_all() {
   if (fills <= filled.size()) {
-    for (unsigned i = 0; i < fills; ++i) entry[filled[i]] = empty;
+    for (unsigned i = 0; i < fills; ++i) entry[filled[i]] = entry[entries + filled[i]] = empty;
   } else {
     entry.fill(empty);
   }
@@ -24,15 +24,17 @@ void TlbTable::flush_all() {
 
 void TlbTable::flush_non_global() {
   if (!used) return;
-  for (unsigned i = 0; i < entries; ++i) {
+  for (unsigned i = 0; i < entry.size(); ++i) {
     if (!global[i]) entry[i] = empty;
   }
 }
 
 void TlbTable::flush_page(u64 linear) {
-  const unsigned i = index(linear);
   const u64 page = linear & ~page_offset_mask;
-  if (entry[i].read_tag == page || entry[i].write_tag == page || entry[i].exec_tag == page) entry[i] = empty;
+  for (const unsigned i : {index(linear), entries + index(linear)}) {
+    TlbEntry& e = entry[i];
+    if (e.read_tag == page || e.write_tag == page || e.exec_tag == page) e = empty;
+  }
 }
 
 void TlbTable::protect_host_page(const std::byte* host_page) {

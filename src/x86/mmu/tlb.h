@@ -25,9 +25,11 @@ struct TlbTable {
   static constexpr unsigned entries = 1u << bits;
   static constexpr u64 no_page = ~u64{0};
 
-  std::array<TlbEntry, entries> entry;
-  std::array<bool, entries> global; // came from a global page: survives CR3 loads
-  bool used = false;                // anything was filled since the last complete flush
+  // Two for each place: what is filled comes into the first half, and what was there into the second. The
+  // interpreter looks at the first only.
+  std::array<TlbEntry, 2 * entries> entry;
+  std::array<bool, 2 * entries> global; // came from a global page: survives CR3 loads
+  bool used = false;                    // anything was filled since the last complete flush
   // Which entries were filled since then, as long as they are few: most tables are flushed nearly empty.
   std::array<u16, 64> filled;
   unsigned fills = 0;
@@ -37,6 +39,11 @@ struct TlbTable {
   const TlbEntry& at(u64 linear) const { return entry[(linear >> page_shift) & (entries - 1)]; }
   static constexpr unsigned index(u64 linear) { return (linear >> page_shift) & (entries - 1); }
 
+  // Makes room in the first half.
+  void set_aside(unsigned i) {
+    entry[entries + i] = entry[i];
+    global[entries + i] = global[i];
+  }
   void note_fill(unsigned i) {
     if (fills < filled.size()) filled[fills] = static_cast<u16>(i);
     ++fills;
