@@ -62,7 +62,8 @@ void CodeMaps::refresh(const Mmu& mmu) {
 
   const u64 first = std::exchange(page_flushes_, mmu.page_flushes());
   const bool too_many = page_flushes_ - first > Mmu::remembered_flushes;
-  const bool everything = global_generation_ != std::exchange(global_generation_, mmu.global_generation());
+  const u64 global = mmu.global_generation();
+  const bool everything = global != std::exchange(global_generation_, global);
   if (everything || too_many) {
     each([](CodeMap& m) { m.doubt(); });
   } else {
