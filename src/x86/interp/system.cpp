@@ -10,6 +10,7 @@
 
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
+#include <utility>
 
 namespace ring3::x86 {
 
@@ -239,8 +240,8 @@ Step handle_rdpkru(Cpu& c, const Insn&) {
 Step handle_wrpkru(Cpu& c, const Insn&) {
   if ((c.state.cr4 & cr4::pke) == 0) return c.ud();
   if (c.reg<u32>(rcx * 8) != 0 || c.reg<u32>(rdx * 8) != 0) return c.gp();
-  c.state.pkru = c.reg<u32>(rax * 8);
-  c.mmu.flush_all(); // entries were filled under the old rights
+  const u32 before = std::exchange(c.state.pkru, c.reg<u32>(rax * 8));
+  if (c.state.pkru != before) c.mmu.flush_all(); // entries were filled under the old rights
   return Step::next;
 }
 Step handle_xgetbv(Cpu& c, const Insn&) {

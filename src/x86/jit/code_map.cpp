@@ -13,24 +13,14 @@ const CodeMap::Page* CodeMap::put(const Page& page, Rights rights) {
   empty_ = false;
   global_ &= rights.global;
   filter_.set(page.linear >> page_shift & (filter_bits - 1));
-  const u64 gib = page.linear >> 30;
-  if (rights.large && !large_in(gib)) {
-    if (large_count_ < large_.size()) large_[large_count_] = gib;
-    ++large_count_;
-  }
+  if (rights.large) large_.note(page.linear);
   return &place;
-}
-
-bool CodeMap::large_in(u64 gib) const {
-  if (large_count_ > large_.size()) return true;
-  return std::ranges::find(large_.begin(), large_.begin() + large_count_, gib) !=
-         large_.begin() + large_count_;
 }
 
 void CodeMap::doubt(GuestVirt a) {
   if (empty_ || doubtful_) return;
   const unsigned i = index(a.value);
-  if (large_in(a.value >> 30)) {
+  if (large_.may_hold(a.value)) {
     doubt();
   } else if (pages_[i].linear == a.page().value) {
     if (doubted_ == doubts_.size()) return doubt();
@@ -46,7 +36,7 @@ void CodeMap::clear() {
   pages_.fill({});
   global_ = true;
   filter_.reset();
-  large_count_ = 0;
+  large_.clear();
   listed_ = 0;
   doubtful_ = false;
   doubted_ = 0;

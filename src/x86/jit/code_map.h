@@ -83,10 +83,7 @@ class CodeMap {
   // The pages that were put since it was cleared, by a few bits of their numbers.
   static constexpr unsigned filter_bits = 4096;
   std::bitset<filter_bits> filter_;
-  // Large pages among them, as the GiB that they are in.
-  std::array<u64, 4> large_{};
-  unsigned large_count_ = 0; // more than there is room for: they may be anywhere
-  bool large_in(u64 gib) const;
+  LargeRegions large_;
 };
 
 // Those of one vCPU.

@@ -104,7 +104,7 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
   }
   tlb.global[i] = t.global && (same ? tlb.global[i] : true);
   tlb.note_fill(i);
-  if (t.large) context_->large_pages = true;
+  if (t.large) context_->large.note(page);
 }
 
 void Mmu::flush_all() {
@@ -115,7 +115,7 @@ void Mmu::flush_all() {
     for (TlbTable& t : c->table) {
       if (t.used) t.flush_all();
     }
-    c->large_pages = false;
+    c->large.clear();
   }
 }
 
@@ -140,14 +140,15 @@ void Mmu::flush_page(GuestVirt va) {
   // A page larger than 4 KiB may be cached as many entries; and global entries live in every context.
   for (auto& c : contexts_) {
     if (!c) continue;
+    const bool all = c->large.may_hold(va.value);
     for (TlbTable& t : c->table) {
-      if (c->large_pages) {
-        if (t.used) t.flush_all();
-      } else {
+      if (!all) {
         t.flush_page(va.value);
+      } else if (t.used) {
+        t.flush_all();
       }
     }
-    c->large_pages = false;
+    if (all) c->large.clear();
   }
 }
 
@@ -157,7 +158,7 @@ void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
     for (TlbTable& t : c->table) {
-      if (c->large_pages) {
+      if (c->large.may_hold(va.value)) {
         t.flush_non_global();
       } else {
         t.flush_page(va.value);
@@ -194,7 +195,7 @@ void Mmu::select_context(u16 pcid) {
     place = std::make_unique<TlbContext>();
   } else {
     for (TlbTable& t : place->table) t.flush_all();
-    place->large_pages = false;
+    place->large.clear();
   }
   ++generation_;
   ++place->generation;

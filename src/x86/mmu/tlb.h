@@ -66,12 +66,36 @@ enum class TlbMode : u8 {
 };
 constexpr unsigned tlb_mode_count = 3;
 
+// Where translations by pages larger than 4 KiB are cached, of which one entry says nothing about the others:
+// the GiB that they are in.
+class LargeRegions {
+ public:
+  void note(u64 linear) {
+    const u64 gib = linear >> 30;
+    if (count_ > gib_.size() || holds(gib)) return;
+    if (count_ < gib_.size()) gib_[count_] = gib;
+    ++count_;
+  }
+  bool may_hold(u64 linear) const { return count_ > gib_.size() || holds(linear >> 30); }
+  void clear() { count_ = 0; }
+
+ private:
+  bool holds(u64 gib) const {
+    for (unsigned i = 0; i < count_; ++i) {
+      if (gib_[i] == gib) return true;
+    }
+    return false;
+  }
+  std::array<u64, 4> gib_{};
+  unsigned count_ = 0; // more than there is room for: they may be anywhere
+};
+
 // The tables of one process-context identifier.
 struct TlbContext {
   u16 pcid = 0;
   u64 last_use = 0;
-  u64 generation = 0;       // changes whenever non-global translations may have become others
-  bool large_pages = false; // some entry comes from a page larger than 4 KiB: INVLPG flushes everything
+  u64 generation = 0; // changes whenever non-global translations may have become others
+  LargeRegions large; // INVLPG of an address there flushes everything
   std::array<TlbTable, tlb_mode_count> table;
 };
 
