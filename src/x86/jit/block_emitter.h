@@ -11,6 +11,11 @@
 
 namespace ring3::x86::jit {
 
+inline bool is_gpr(const Operand& o) { return o.kind == Operand::Kind::gpr; }
+inline bool is_imm(const Operand& o) { return o.kind == Operand::Kind::imm; }
+// As a sign-extended immediate or displacement.
+constexpr bool fits32(u64 v) { return static_cast<s64>(v) == static_cast<s32>(v); }
+
 class BlockEmitter {
  public:
   static constexpr unsigned max_insns = 48;

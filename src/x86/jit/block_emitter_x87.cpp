@@ -28,7 +28,7 @@ void BlockEmitter::keep_pointers(s16 of) {
 
 void BlockEmitter::keep_address(s32 member, u64 address) {
   const HostMem to = HostMem::in_cpu(l_.x87 + member);
-  if (static_cast<s64>(address) == static_cast<s32>(address)) {
+  if (fits32(address)) {
     e_.mov_imm(to, static_cast<s32>(address));
   } else {
     e_.mov_imm(scratch_a, address);
