@@ -56,6 +56,9 @@ class VmApi {
   virtual ~VmApi() = default;
 
   virtual int set_user_memory_region(const kvm_userspace_memory_region& region) = 0;
+  // The VMM writes the guest's memory only before a vCPU has run. Else, code that vCPUs have executed is
+  // compared with memory again and again. Before the first vCPU is made.
+  virtual void keep_memory_private() = 0;
   // KVM_CREATE_IRQCHIP: PIC pair, I/O APIC and one local APIC a vCPU, before any vCPU exists.
   virtual int create_irqchip() = 0;
   virtual int create_pit(const kvm_pit_config& config) = 0;

@@ -53,6 +53,7 @@ Result<void> Machine::create_vm() {
           fmt::format("cannot give the guest {} MiB of memory: {}", ram_.size() / mib, std::strerror(-rc)),
           "use a smaller --memory", 2);
   }
+  vm_.keep_memory_private(); // no device here writes it
   if (auto r = check(vm_.create_irqchip(), "cannot create the interrupt controllers"); !r) return r;
   kvm_pit_config pit{};
   pit.flags = KVM_PIT_SPEAKER_DUMMY; // port 0x61 belongs to the PIT

@@ -83,6 +83,7 @@ MockVcpu::Step exit_with(u32 reason) {
 class MockVm final : public kvm::VmApi {
  public:
   explicit MockVm(std::vector<std::vector<MockVcpu::Step>> scripts) : scripts_(std::move(scripts)) {}
+  void keep_memory_private() override {}
   int set_user_memory_region(const kvm_userspace_memory_region& r) override {
     return regions.push_back(r), 0;
   }

@@ -351,6 +351,7 @@ bool Vcpu::deliver_pending() {
 
 kvm::Entry Vcpu::enter(kvm_run& run) {
   has_run_ = true;
+  cpu_.memory_is_private = settings().memory_is_private.load(std::memory_order_relaxed);
   cpu_.synchronize_code();
   if (std::exchange(triple_fault_pending_, false)) {
     run.exit_reason = KVM_EXIT_SHUTDOWN;

@@ -43,6 +43,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
       1u << kvm::vm_type_default | 1u << kvm::vm_type_sw_protected; // KVM_CAP_VM_TYPES
 
   int set_user_memory_region(const kvm_userspace_memory_region& region) override;
+  void keep_memory_private() override { settings_.memory_is_private.store(true, std::memory_order_relaxed); }
   int create_irqchip() override;
   int create_pit(const kvm_pit_config& config) override;
   int irq_line(u32 gsi, bool level) override;

@@ -40,6 +40,9 @@ struct VmSettings {
     const auto filter = msr_filter.read();
     return filter.get() == nullptr || filter.get()->allows(index, write);
   }
+  // kvm::VmApi::keep_memory_private()
+  std::atomic<bool> memory_is_private{false};
+
   bool has_quirk(u64 quirk) const { return (disabled_quirks.load(std::memory_order_relaxed) & quirk) == 0; }
 };
 

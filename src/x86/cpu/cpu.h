@@ -421,7 +421,10 @@ class Cpu {
   // Decoded blocks compare themselves with memory before they run again, since the VMM may have written
   // there. Done on every KVM_RUN, on interrupts, and by CPUID, SERIALIZE and WBINVD; stores by vCPUs need
   // none of it (kvm/code_watch).
-  void synchronize_code() { ++code_epoch; }
+  void synchronize_code() {
+    if (!memory_is_private) ++code_epoch;
+  }
+  bool memory_is_private = false; // kvm::VmApi::keep_memory_private()
   u64 code_epoch = 1;
 
   u64 instructions = 0;

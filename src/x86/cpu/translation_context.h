@@ -20,7 +20,7 @@ struct JumpEntry {
 };
 
 struct JumpTable {
-  static constexpr unsigned bits = 14;
+  static constexpr unsigned bits = 16;
   static constexpr unsigned entries = 1u << bits;
   static constexpr u64 no_target = 0x8000'0000'0000'0000; // not canonical
   static constexpr unsigned index(u64 target) {
@@ -29,7 +29,7 @@ struct JumpTable {
   }
   std::array<JumpEntry, entries> entry;
   // Which entries are in use, as long as they are few: address spaces often change before they are many.
-  std::array<u16, 1024> filled;
+  std::array<u16, 8192> filled;
   unsigned fills = 0;
 
   JumpTable() { entry.fill({no_target, nullptr}); }

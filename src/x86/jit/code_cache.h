@@ -13,7 +13,7 @@ namespace ring3::x86::jit {
 class CodeCache {
  public:
   // Of address space; memory is taken as it is used.
-  static constexpr std::size_t usual_bytes = std::size_t{64} << 20;
+  static constexpr std::size_t usual_bytes = std::size_t{128} << 20;
 
   // Null: the host grants no such memory (a seccomp filter, SELinux's execmem, RLIMIT_AS).
   static std::unique_ptr<CodeCache> make(std::size_t bytes);

@@ -54,7 +54,7 @@ class Jit final : public Executor {
     std::size_t thunk_bytes = 0;
     // Of what describes translations. A guest that executes little on each of very many pages, or nothing but
     // NOPs, needs much of it for little code.
-    static constexpr std::size_t most_memory = std::size_t{128} << 20;
+    static constexpr std::size_t most_memory = std::size_t{256} << 20;
 
     static constexpr unsigned heat_bits = 16;
     static constexpr unsigned page_bits = 10;
