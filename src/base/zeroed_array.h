@@ -26,6 +26,7 @@ template <class T> class ZeroedArray {
   ZeroedArray& operator=(const ZeroedArray&) = delete;
 
   T& operator[](std::size_t i) { return data_[i]; }
+  const T& operator[](std::size_t i) const { return data_[i]; }
   std::span<T> all() { return {data_, size_}; }
 
  private:

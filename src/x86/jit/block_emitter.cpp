@@ -58,7 +58,11 @@ BlockEmitter::BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunk
 
 BlockEmitter::Cold& BlockEmitter::add_cold(Cold::Kind kind, u8* from) {
   Cold& c = cold_[cold_count_++];
-  c = Cold{.kind = kind, .from = from, .pointers = pointers_of_};
+  c = Cold{};
+  c.kind = kind;
+  c.from = from;
+  c.wanted = rflags::arithmetic;
+  c.pointers = pointers_of_;
   return c;
 }
 
@@ -74,7 +78,7 @@ Exit* BlockEmitter::make_exit(Exit::Kind kind, u64 target) {
 
 // From the end. Where a block is left, whoever comes next may want some of them.
 void BlockEmitter::find_live_flags() {
-  u64 live = rflags::arithmetic;
+  u64 live = source_.back().flags_behind;
   for (auto i = static_cast<unsigned>(source_.size()); i-- > 0;) {
     const Source& s = source_[i];
     use_[i] = s.copied ? flag_use(s.decoded) : FlagUse{.reads = rflags::arithmetic};
@@ -293,7 +297,7 @@ void BlockEmitter::call_thunk(const u8* thunk) {
 void BlockEmitter::end_of_block() {
   const auto last = static_cast<unsigned>(source_.size()) - 1;
   end_loans();
-  jump_to(next_ip(last), rflags::arithmetic);
+  jump_to(next_ip(last), source_[last].flags_behind);
 }
 
 // --- memory operands ---
@@ -366,7 +370,8 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     slow.found = e_.here();
     slow.tag_at = second + at + tag;
     slow.addend_at = second + at + addend;
-    if (fits32(page)) slow.page = static_cast<s32>(page);
+    slow.page_is_known = fits32(page);
+    slow.page = static_cast<s32>(page);
     if (fits32(p.linear)) {
       out = HostMem::at(scratch_b, static_cast<s32>(p.linear));
     } else {
@@ -660,7 +665,7 @@ void BlockEmitter::cold(const Cold& c) {
   case Cold::Kind::slow: {
     if (c.found != nullptr) {
       const HostMem tag = HostMem::at(scratch_b, c.tag_at);
-      c.page ? e_.cmp_imm(tag, *c.page) : e_.cmp(scratch_a, tag);
+      c.page_is_known ? e_.cmp_imm(tag, c.page) : e_.cmp(scratch_a, tag);
       u8* const missed = e_.jcc(Cond::ne);
       e_.mov(scratch_b, HostMem::at(scratch_b, c.addend_at));
       if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.found);

@@ -35,24 +35,27 @@ class BlockEmitter {
   struct Cold {
     enum class Kind : u8 { head, slow, link, jump, side, other_return, miss, vectors };
     Kind kind;
-    u8* from = nullptr; // the rel32 that leads here
-    u8* back = nullptr; // slow: where the block goes on
-    u16 index = 0;      // the instruction
-    u16 last = 0;       // slow: and those up to this one, which share its lookup
+    u8* from;  // the rel32 that leads here
+    u8* back;  // slow: where the block goes on
+    u16 index; // the instruction
+    u16 last;  // slow: and those up to this one, which share its lookup
     // slow: the block goes on with the flags in the host's; link, jump, side: they are there only
-    bool host_flags = false;
-    u16 wanted = rflags::arithmetic; // link, jump, side: flags that may be needed there
-    u64 target = 0;                  // link, jump, side; other_return: where the expected one leads
-    u8* literal = nullptr;           // other_return: of a rel32 that wants `target`
-    s8 pushed = 0;                   // miss, other_return
-    u8 level = 0;                    // vectors: that are not live; slow: that have to be live again
+    bool host_flags;
+    u16 wanted;  // link, jump, side: flags that may be needed there
+    u64 target;  // link, jump, side; other_return: where the expected one leads
+    u8* literal; // other_return: of a rel32 that wants `target`
+    s8 pushed;   // miss, other_return
+    u8 level;    // vectors: that are not live; slow: that have to be live again
     // slow, vectors, side, other_return: the instruction that FOP and FIP are of, if they are not in memory
-    s16 pointers = none;
+    s16 pointers;
     // slow: the lookup goes on here if the second half of the TLB has the page. Null: that is not asked.
-    u8* found = nullptr;
-    s32 tag_at = 0, addend_at = 0;          // there, from scratch_b
-    std::optional<s32> page = std::nullopt; // or else it is in scratch_a
+    u8* found;
+    s32 tag_at, addend_at; // there, from scratch_b
+    bool page_is_known;    // slow: and this is it; else it is in scratch_a
+    s32 page;
   };
+  // There is room for more than most blocks need, which nobody should have to fill.
+  static_assert(std::is_trivially_default_constructible_v<Cold>);
 
   // A memory operand as addresses are computed for it.
   struct Place {

@@ -24,6 +24,8 @@ namespace ring3::x86::jit {
 namespace {
 
 constexpr u8 hot = 12; // times that code is interpreted first
+// Samples, of which there is one in Cpu::poll_interval instructions, until code is worth more work.
+constexpr u8 much = 8;
 
 std::size_t hash(u64 linear, const std::byte* host, unsigned bits) {
   const u64 key = reinterpret_cast<u64>(host) ^ linear * 0x9e3779b97f4a7c15ULL;
@@ -153,6 +155,7 @@ void Jit::flush() {
   std::ranges::fill(store_->pages, nullptr);
   store_->in_order.clear();
   store_->memory.release();
+  store_->memo.clear();
   store_->cache->rewind(store_->thunk_bytes);
   clear_jumps();
   statistics_.flushes.add();
@@ -227,10 +230,9 @@ bool Jit::valid(TranslatedPage& page) {
       return true;
     }
   }
-  ++page.incarnation;
+  page.renew();
   page.version = version;
   page.epoch = cpu_.code_epoch;
-  page.lines = 0;
   return false;
 }
 
@@ -254,17 +256,42 @@ TranslatedBlock* Jit::find() {
   const CodeMap::Page* const code = code_page(rip);
   if (code == nullptr) return nullptr;
   const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
-  if (TranslatedBlock* const t = known(rip, host)) return t;
+  if (TranslatedBlock* const t = known(rip, host))
+    return t->samples >= much && t->tier == Tier::first ? improved(*t, *code) : t;
   u8& heat = store_->heat[hash(rip, host, Store::heat_bits)];
   if (heat < hot && !lockstep_) {
     ++heat;
     return nullptr;
   }
   heat = 0; // for the next time, should there be nothing to translate
+  return translate_timed(rip, *code, Tier::first);
+}
+
+TranslatedBlock* Jit::translate_timed(u64 linear, const CodeMap::Page& code, Tier tier) {
   const auto start = std::chrono::steady_clock::now();
-  TranslatedBlock* const made = translate(rip, *code);
+  TranslatedBlock* const made = translate(linear, code, tier);
   const std::chrono::nanoseconds took = std::chrono::steady_clock::now() - start;
   statistics_.nanoseconds.add(static_cast<u64>(took.count()));
+  return made;
+}
+
+TranslatedBlock* Jit::improved(TranslatedBlock& t, const CodeMap::Page& code) {
+  t.tier = Tier::second; // as far as it goes, should that fail
+  const u64 flushes = statistics_.flushes.value();
+  TranslatedBlock* const made = translate_timed(t.linear, code, Tier::second);
+  // Without the memory that `t` is in, or with other code in the page, nothing leads to it any more.
+  if (made == nullptr || statistics_.flushes.value() != flushes || t.incarnation != made->incarnation)
+    return made;
+  statistics_.improved.add();
+  const auto lead = [&](const u8* from, const u8* to) {
+    constexpr u8 jmp = 0xe9;
+    const auto distance = static_cast<s32>(to - (from + 5));
+    u8* const at = store_->cache->writable(from);
+    *at = jmp;
+    std::memcpy(at + 1, &distance, sizeof distance);
+  };
+  lead(t.code, made->code);
+  if (t.entry_memory != t.code) lead(t.entry_memory, made->entry_memory);
   return made;
 }
 
@@ -296,8 +323,7 @@ bool Jit::keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<co
   const bool agrees = each_line(lines & page.lines,
                                 [&](u64 at) { return equals_guest(&page.copy[at], page.host + at, 128); });
   if (!agrees) {
-    ++page.incarnation;
-    page.lines = 0;
+    page.renew();
     clear_jumps();
   }
   each_line(lines & ~page.lines, [&](u64 at) {
@@ -308,7 +334,7 @@ bool Jit::keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<co
   return true;
 }
 
-TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
+TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier) {
   const u64 offset = linear & page_offset_mask;
   const std::byte* const host = code.host + offset;
   const GuestPhys physical = code.physical + offset;
@@ -319,8 +345,6 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   const std::byte* const page_host = host - offset;
   TranslatedPage* const page = page_of(linear - offset, page_host, watch);
   static_cast<void>(valid(*page));
-  std::array<u8, page_size> bytes;
-  copy_guest(bytes.data(), page_host, page_size);
   const CodeMap::Page* next = nullptr;
   std::array<u8, 128> next_bytes;
   const auto page_behind = [&]() -> std::span<const u8> {
@@ -331,14 +355,14 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
     return next_bytes;
   };
   const GuestPhys page_physical = code.physical;
-  TraceBuilder builder(cpu_.cpuid, page->linear, bytes, page_behind);
-  const unsigned count = builder.build(linear, store_->sources, [&](u64 at) -> unsigned {
-    const std::byte* const there = page_host + (at & page_offset_mask);
-    const bool is_hot = at == linear || known(at, there) != nullptr;
-    return is_hot ? hot : store_->heat[hash(at, there, Store::heat_bits)];
+  TraceBuilder builder(cpu_.cpuid, store_->memo, *page, page_behind);
+  const unsigned count = builder.build(linear, store_->sources, tier, [&](u64 at) -> unsigned {
+    const u64 there = at & page_offset_mask;
+    return at == linear || page->heads[there] ? hot
+                                              : store_->heat[hash(at, page_host + there, Store::heat_bits)];
   });
   if (count == 0) return nullptr;
-  if (!keep(*page, page_physical, builder.lines(), bytes)) return nullptr;
+  if (!keep(*page, page_physical, builder.lines(), builder.bytes())) return nullptr;
   SplitTail* tail = nullptr;
   if (store_->sources[count - 1].split) {
     kvm::CodePage* const next_watch = cpu_.mmu.code_watch().page(next->physical);
@@ -351,7 +375,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
   }
 
   Translator translator(*store_->cache, store_->memory, store_->thunks, store_->layout);
-  const BlockPlace place{linear, host, page, tail};
+  const BlockPlace place{linear, host, page, tier, tail};
   TranslatedBlock* made = translator.translate(place, {store_->sources.data(), count});
   if (made != nullptr && lockstep_ && !made->all_native) {
     // Only blocks that are host code throughout can be run twice.
@@ -364,6 +388,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code) {
     flush();
     return nullptr;
   }
+  page->heads.set(offset);
   store_->in_order.push_back(made);
   if (store_->in_order.size() > store_->table.size()) {
     store_->grow();
@@ -428,7 +453,7 @@ bool Jit::still_behind(const SplitTail& tail) {
 const u8* Jit::give_up(const StepSite& s) {
   cpu_.translation_.budget += s.of->count - s.index;
   cpu_.state.regs[reg_rip] = s.ip;
-  ++s.of->page->incarnation;
+  s.of->page->renew();
   clear_jumps();
   go_on_ = true;
   return store_->thunks.stop;
@@ -449,6 +474,10 @@ bool Jit::settle(const StepSite& s) {
   return cpu_.settle_abort();
 }
 
+void Jit::note_sample(TranslatedBlock& t) {
+  if (t.samples < much) ++t.samples;
+}
+
 bool Jit::execute(TranslatedBlock& t) {
   const u64 left = cpu_.poll_at - cpu_.instructions;
   entry_budget_ = static_cast<s32>(std::min<u64>(left, std::numeric_limits<s32>::max()));
@@ -463,7 +492,10 @@ bool Jit::execute(TranslatedBlock& t) {
   switch (x->kind) {
   case Exit::Kind::head:
     cpu_.state.regs[reg_rip] = x->target;
-    if (cpu_.exit_word.load(std::memory_order_relaxed) == 0) cpu_.poll_at = cpu_.instructions;
+    if (cpu_.exit_word.load(std::memory_order_relaxed) == 0) {
+      cpu_.poll_at = cpu_.instructions;
+      note_sample(*x->of);
+    }
     pending_ = nullptr;
     return true;
   case Exit::Kind::interpret:
@@ -534,6 +566,7 @@ CpuExit Jit::loop() {
       } else if (!lockstep_) { // which wants to see each block
         note_way(*t);
       }
+      if (lockstep_) note_sample(*t); // nothing else would
       go_on = lockstep_ ? lockstep_->execute(*t) : execute(*t);
     } else {
       pending_ = nullptr;

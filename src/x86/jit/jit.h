@@ -12,6 +12,7 @@
 #include "x86/jit/block_emitter.h"
 #include "x86/jit/code_map.h"
 #include "x86/jit/counted_memory.h"
+#include "x86/jit/decode_memo.h"
 #include "x86/jit/guest_turn.h"
 #include "x86/jit/signal_frame.h"
 #include "x86/jit/statistics.h"
@@ -54,7 +55,7 @@ class Jit final : public Executor {
     std::size_t thunk_bytes = 0;
     // Of what describes translations. A guest that executes little on each of very many pages, or nothing but
     // NOPs, needs much of it for little code.
-    static constexpr std::size_t most_memory = std::size_t{256} << 20;
+    static constexpr std::size_t most_memory = std::size_t{160} << 20;
 
     static constexpr unsigned heat_bits = 16;
     static constexpr unsigned page_bits = 10;
@@ -74,6 +75,7 @@ class Jit final : public Executor {
     std::vector<TranslatedPage*> entered;
     u64 entered_since = 0;
     std::array<Source, BlockEmitter::max_insns> sources;
+    DecodeMemo memo;
   };
 
   CpuExit loop();
@@ -84,7 +86,11 @@ class Jit final : public Executor {
   // What is fetched at this page now. Without host memory: nothing can be, or the interpreter shall see.
   CodeMap::Page page_at(u64 linear, CodeMap::Rights& rights);
   TranslatedBlock* known(u64 linear, const std::byte* host);
-  TranslatedBlock* translate(u64 linear, const CodeMap::Page& code);
+  TranslatedBlock* translate(u64 linear, const CodeMap::Page& code, Tier tier);
+  // The same, with the time it takes added up.
+  TranslatedBlock* translate_timed(u64 linear, const CodeMap::Page& code, Tier tier);
+  // A better translation of the same code, which is entered from now on wherever `t` is.
+  TranslatedBlock* improved(TranslatedBlock& t, const CodeMap::Page& code);
   TranslatedPage* page_of(u64 linear, const std::byte* host, kvm::CodePage* watch);
   bool keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<const u8> bytes);
   bool still_behind(const SplitTail& tail);
@@ -102,6 +108,8 @@ class Jit final : public Executor {
   void note_way(TranslatedBlock& to);
   // Runs `t` and what follows from it. False: run() must return cpu_.exit.
   bool execute(TranslatedBlock& t);
+  // `t` is what was being executed.
+  void note_sample(TranslatedBlock& t);
   bool settle(const StepSite& s);
   u8 usable_vectors() const;
   CodeMap& map() { return store_->maps.map(cpu_.state.cpl == 3); }

@@ -40,20 +40,22 @@ std::string Statistics::json() const {
   std::string ways;
   for (unsigned i = 0; i < ways_out; ++i)
     ways += fmt::format("{}\"{}\":{}", i != 0 ? "," : "", way_out[i], left[i].value());
-  return fmt::format(R"("translator":{{"translations":{},"instructions":{},"host_bytes":{},"nanoseconds":{},)"
-                     R"("flushes":{},"entries":{},"refreshes":{},"interpreted":{},"missed":{},)"
-                     R"("left":{{{}}},"handled":{{{}}}}})",
-                     translations.value(), instructions.value(), host_bytes.value(), nanoseconds.value(),
-                     flushes.value(), entries.value(), refreshes.value(), interpreted.value(), missed.value(),
-                     ways, by_name);
+  return fmt::format(
+      R"("translator":{{"translations":{},"instructions":{},"improved":{},"host_bytes":{},"nanoseconds":{},)"
+      R"("flushes":{},"entries":{},"refreshes":{},"interpreted":{},"missed":{},)"
+      R"("left":{{{}}},"handled":{{{}}}}})",
+      translations.value(), instructions.value(), improved.value(), host_bytes.value(), nanoseconds.value(),
+      flushes.value(), entries.value(), refreshes.value(), interpreted.value(), missed.value(), ways,
+      by_name);
 }
 
 std::vector<std::string> Statistics::lines() const {
   constexpr unsigned shown = 12;
   std::vector<std::string> out;
   out.push_back(
-      fmt::format("{} blocks translated, {} entered by the dispatcher, {} refreshes of the jump tables",
-                  translations.value(), entries.value(), refreshes.value()));
+      fmt::format("{} blocks translated, {} of them since they were hot, {} entered by the dispatcher, "
+                  "{} refreshes of the jump tables",
+                  translations.value(), improved.value(), entries.value(), refreshes.value()));
   out.push_back(
       fmt::format("{} instructions translated to {} bytes in {} microseconds, cache emptied {} times",
                   instructions.value(), host_bytes.value(), nanoseconds.value() / 1000,

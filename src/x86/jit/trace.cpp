@@ -7,6 +7,7 @@
 #include "x86/jit/flag_use.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace ring3::x86::jit {
 
@@ -15,6 +16,7 @@ namespace {
 // A loop of this many instructions or fewer goes round more than once.
 constexpr unsigned short_loop = 16;
 constexpr unsigned most_rounds = 4;
+constexpr unsigned most_at_first = 24; // instructions
 
 // For what has a handler that does without the host's instruction.
 bool host_has_movbe() {
@@ -32,20 +34,37 @@ bool is_what_it_says(const Decoded& d, const CpuidTable& cpuid) {
 
 } // namespace
 
-bool TraceBuilder::read(u64 at, Source& s) {
+std::span<const u8> TraceBuilder::bytes_at(u64 offset) {
+  constexpr u64 most = 15;
+  const u64 size = std::min(most, page_size - offset);
+  for (u32 missing = kvm::CodePage::lines_of(offset, size) & ~copied_; missing != 0; missing &= missing - 1) {
+    const u64 at = static_cast<u64>(std::countr_zero(missing)) * 128;
+    copy_guest(&bytes_[at], page_.host + at, 128);
+    copied_ |= missing & -missing;
+  }
+  return std::span(bytes_).subspan(offset, size);
+}
+
+const Source* TraceBuilder::look(u64 at) {
   const u64 offset = at & page_offset_mask;
-  const DecodeStatus status = decode(bytes_.data() + offset, page_size - offset, 64, s.decoded);
-  if (status == DecodeStatus::need_more) return read_split(at, s);
-  if (status != DecodeStatus::ok) return false;
-  bool ends = false;
-  bind(s.decoded, cpuid_, s.insn, ends);
-  s.ip = at;
-  s.ends = ends;
-  s.split = false;
-  s.followed = JumpForm::none;
-  s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
-  s.flags_at_target = s.flags_behind = rflags::arithmetic;
-  lines_ |= kvm::CodePage::lines_of(offset, s.insn.len);
+  const std::span<const u8> bytes = bytes_at(offset);
+  const Source* found = memo_.find(at, bytes);
+  if (found == nullptr) {
+    Source s;
+    if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok) return nullptr;
+    bind(s.decoded, cpuid_, s.insn, s.ends);
+    s.ip = at;
+    s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
+    found = &memo_.put(s);
+  }
+  lines_ |= kvm::CodePage::lines_of(offset, found->insn.len);
+  return found;
+}
+
+bool TraceBuilder::read(u64 at, Source& s) {
+  const Source* const found = look(at);
+  if (found == nullptr) return read_split(at, s);
+  s = *found;
   return true;
 }
 
@@ -54,19 +73,18 @@ bool TraceBuilder::read(u64 at, Source& s) {
 bool TraceBuilder::read_split(u64 at, Source& s) {
   const u64 offset = at & page_offset_mask;
   const u64 here = page_size - offset;
-  const std::span<const u8> behind = behind_();
   std::array<u8, 15> bytes{};
-  if (here >= bytes.size() || behind.size() < bytes.size()) return false;
-  std::ranges::copy(bytes_.subspan(offset), bytes.begin());
+  if (here >= bytes.size()) return false;
+  const std::span<const u8> behind = behind_();
+  if (behind.size() < bytes.size()) return false;
+  std::ranges::copy(bytes_at(offset), bytes.begin());
   std::copy_n(behind.begin(), bytes.size() - here, bytes.begin() + static_cast<std::ptrdiff_t>(here));
-  if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok) return false;
-  bool ends = false;
-  bind(s.decoded, cpuid_, s.insn, ends);
+  s = {};
+  if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok || s.decoded.length <= here)
+    return false;
+  bind(s.decoded, cpuid_, s.insn, s.ends);
   s.ip = at;
   s.ends = s.split = true;
-  s.followed = JumpForm::none;
-  s.copied = false;
-  s.flags_at_target = s.flags_behind = rflags::arithmetic;
   lines_ |= kvm::CodePage::lines_of(offset, here);
   return true;
 }
@@ -77,21 +95,35 @@ u16 TraceBuilder::flags_wanted(u64 target) {
   u64 unwritten = rflags::arithmetic;
   u64 wanted = 0;
   for (unsigned i = 0; i < far_enough && in_page(target); ++i) {
-    Source s;
-    if (!read(target, s) || s.split) break;
-    const FlagUse use = s.copied ? flag_use(s.decoded) : FlagUse{.reads = rflags::arithmetic};
+    const Source* const s = look(target);
+    if (s == nullptr) break;
+    const FlagUse use = s->copied ? flag_use(s->decoded) : FlagUse{.reads = rflags::arithmetic};
     wanted |= use.reads & unwritten;
     unwritten &= ~use.writes;
     if (unwritten == 0 || (wanted & unwritten) == unwritten) break;
-    target += s.insn.len;
-    const JumpForm form = jump_form(s.decoded);
+    target += s->insn.len;
+    const JumpForm form = jump_form(s->decoded);
     if (form == JumpForm::jump || form == JumpForm::call) {
-      target += s.decoded.operand[0].value;
-    } else if (s.ends) {
+      target += s->decoded.operand[0].value;
+    } else if (s->ends) {
       break;
     }
   }
   return static_cast<u16>(wanted | unwritten);
+}
+
+// What was found once is kept: when the code has proved to be hot, everything around it is as warm.
+bool TraceBuilder::expected_to_jump(const Source& s, u64 target, u64 behind, const Warmth& warmth) {
+  JumpForecast& f = page_.forecast;
+  const u64 at = s.ip & page_offset_mask;
+  if (!f.known[at]) {
+    const unsigned taken = in_page(target) ? warmth(target) : 0;
+    const unsigned not_taken = in_page(behind) ? warmth(behind) : 0;
+    // As processors guess, where nobody knows: loops go on.
+    f.taken[at] = taken != not_taken ? taken > not_taken : target < s.ip;
+    f.known.set(at);
+  }
+  return f.taken[at];
 }
 
 // Where the trace goes on behind a jump; false: nowhere.
@@ -100,16 +132,11 @@ bool TraceBuilder::follow(Source& s, u64& next, const Warmth& warmth) {
   const u64 target = behind + s.decoded.operand[0].value;
   const JumpForm form = s.copied ? jump_form(s.decoded) : JumpForm::none;
   switch (form) {
-  case JumpForm::condition: {
+  case JumpForm::condition:
     s.flags_at_target = flags_wanted(target);
     s.flags_behind = flags_wanted(behind);
-    const unsigned taken = in_page(target) ? warmth(target) : 0;
-    const unsigned not_taken = in_page(behind) ? warmth(behind) : 0;
-    // As processors guess, where nobody knows: loops go on.
-    const bool takes = taken != not_taken ? taken > not_taken : target < s.ip;
-    next = takes ? target : behind;
+    next = expected_to_jump(s, target, behind, warmth) ? target : behind;
     break;
-  }
   case JumpForm::jump:
     s.flags_at_target = flags_wanted(target);
     next = target;
@@ -131,7 +158,8 @@ bool TraceBuilder::follow(Source& s, u64& next, const Warmth& warmth) {
   return true;
 }
 
-unsigned TraceBuilder::build(u64 start, std::span<Source> out, const Warmth& warmth) {
+unsigned TraceBuilder::build(u64 start, std::span<Source> out, Tier tier, const Warmth& warmth) {
+  if (tier == Tier::first) out = out.first(std::min<std::size_t>(out.size(), most_at_first));
   unsigned count = 0;
   unsigned rounds = 1;
   u64 at = start;
@@ -144,14 +172,19 @@ unsigned TraceBuilder::build(u64 start, std::span<Source> out, const Warmth& war
     u64 next = at + s.insn.len;
     if (s.ends && !follow(s, next, warmth)) break;
     if (!in_page(next)) break;
-    if (next == start) {
+    if (tier == Tier::first) {
+      if (next == start || page_.heads[next & page_offset_mask]) break;
+    } else if (next == start) {
       // Another round, if it is a whole one.
       if (count > short_loop || ++rounds > most_rounds || count + count / (rounds - 1) > out.size()) break;
       seen_.reset();
-    } else if (seen_.test(next & page_offset_mask)) {
-      break; // an inner loop is a trace of its own
     }
+    if (seen_.test(next & page_offset_mask)) break; // an inner loop is a trace of its own
     at = next;
+  }
+  if (count != 0 && !out[count - 1].ends) {
+    Source& last = out[count - 1];
+    last.flags_behind = flags_wanted(last.ip + last.insn.len);
   }
   if (count != 0) out[count - 1].followed = JumpForm::none;
   return count;

@@ -8,9 +8,21 @@
 #include "x86/jit/recode.h"
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 
 namespace ring3::x86::jit {
+
+// How much is done for code.
+enum class Tier : u8 {
+  first,  // it was executed a dozen times: a little of it at a time, and nothing twice
+  second, // time goes there: long traces, which take what they go through along, loops several times
+};
+
+// Which way the conditional jumps of a page are expected to go, by their offset.
+struct JumpForecast {
+  std::bitset<page_size> known, taken;
+};
 
 // A guest page that has translations, at one linear address. Its bytes are kept as they were, for comparing
 // with memory where a VMM may have written there (Cpu::synchronize_code()).
@@ -18,13 +30,22 @@ struct TranslatedPage {
   u64 linear = 0; // of its first byte
   const std::byte* host = nullptr;
   kvm::CodePage* watch = nullptr;
-  u32 version = 0;     // of `watch`; a store by a vCPU has made a newer one
-  u32 incarnation = 0; // translations of older ones are stale
-  u64 epoch = 0;       // Cpu::code_epoch when the bytes were compared last
-  u32 lines = 0;       // 128 bytes each, of which some byte was translated
-  u64 entered = 0;     // Jit::Store::entered_since when the jump tables got their first way into it
+  u32 version = 0;              // of `watch`; a store by a vCPU has made a newer one
+  u32 incarnation = 0;          // translations of older ones are stale
+  u64 epoch = 0;                // Cpu::code_epoch when the bytes were compared last
+  u32 lines = 0;                // 128 bytes each, of which some byte was translated
+  std::bitset<page_size> heads; // where translations begin, that are not stale
+  JumpForecast forecast;
+  u64 entered = 0; // Jit::Store::entered_since when the jump tables got their first way into it
   TranslatedPage* next = nullptr;
-  std::array<u8, 4096> copy;
+  std::array<u8, page_size> copy;
+
+  // All translations are stale.
+  void renew() {
+    ++incarnation;
+    lines = 0;
+    heads.reset();
+  }
 };
 
 struct TranslatedBlock;
@@ -67,7 +88,7 @@ struct Exit {
   u64 target = 0;
   u8* field = nullptr; // link: the rel32, in the writable mapping
   const u8* executable_field = nullptr;
-  const TranslatedBlock* of = nullptr;
+  TranslatedBlock* of = nullptr;
   const StepSite* step = nullptr;  // indirect: the instruction, should the target be none
   s8 pushed = 0;                   // indirect: what it has added to RSP
   u16 wanted = rflags::arithmetic; // the flags that may be needed where it leads
@@ -80,6 +101,8 @@ struct TranslatedBlock {
   TranslatedPage* page = nullptr;
   u32 incarnation = 0; // of the page
   u16 count = 0;       // instructions
+  Tier tier = Tier::first;
+  u8 samples = 0; // times that it was found to be what is executed
   bool all_native = true;
   // Executable addresses. The guest's arithmetic flags come in the host's, or in CpuState::flags.
   const u8* code = nullptr; // == entry_host

@@ -32,6 +32,7 @@ TranslatedBlock* Translator::translate(const BlockPlace& place, std::span<const 
   t->page = place.page;
   t->incarnation = place.page->incarnation;
   t->count = static_cast<u16>(count);
+  t->tier = place.tier;
   t->steps = steps;
   t->map = plan.map;
 

@@ -29,7 +29,8 @@ struct Source {
   bool split = false;  // it lies in two pages
   // A jump that the block goes on behind, at the next instruction's `ip`. Not the last one.
   JumpForm followed = JumpForm::none;
-  // Of a direct jump: the arithmetic flags that somebody may want at its target and behind it.
+  // The arithmetic flags that somebody may want at a direct jump's target, and behind it; and behind an
+  // instruction that a trace ends with.
   u16 flags_at_target = rflags::arithmetic;
   u16 flags_behind = rflags::arithmetic;
 };
@@ -38,6 +39,7 @@ struct BlockPlace {
   u64 linear = 0;
   const std::byte* host = nullptr;
   TranslatedPage* page = nullptr;
+  Tier tier = Tier::first;
   const SplitTail* tail = nullptr; // of the last instruction, if that is split
 };
 

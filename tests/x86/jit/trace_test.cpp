@@ -30,6 +30,29 @@ TEST_P(TraceTest, ALoopEndsAfterAnyNumberOfRounds) {
   }
 }
 
+TEST_P(TraceTest, HotCodeIsTranslatedAgainAndAllWaysLeadThere) {
+  // 1: call 2f; add rax, rbx; dec rcx; jnz 1b; hlt; 2: mov rbx, rcx; and ebx, 1; jz 3f; add rax, 4; 3: ret
+  guest.load({0xe8, 0x09, 0,    0,    0,    0x48, 0x01, 0xd8, 0x48, 0xff, 0xc9, 0x75, 0xf3, 0xf4,
+              0x48, 0x89, 0xcb, 0x83, 0xe3, 0x01, 0x74, 0x04, 0x48, 0x83, 0xc0, 0x04, 0xc3});
+  const auto run = [&](u64 rounds, unsigned times) {
+    EXPECT_TRUE(guest.often(
+        [&] {
+          guest.reg(rax) = 0;
+          guest.reg(rcx) = rounds;
+        },
+        times));
+    EXPECT_EQ(guest.reg(rax), 5 * ((rounds + 1) / 2));
+    EXPECT_EQ(guest.reg(rsp), JitGuest::stack);
+  };
+  run(3, 40);
+  EXPECT_EQ(guest.jit().statistics().improved.value() != 0, guest.compared()); // Lockstep counts all
+  const u64 before = guest.jit().statistics().translations.value();
+  run(guest.compared() ? 1000 : 100'000, 4);
+  EXPECT_GT(guest.jit().statistics().improved.value(), 0u);
+  EXPECT_TRUE(guest.compared() || guest.jit().statistics().translations.value() > before);
+  run(7, 40);
+}
+
 TEST_P(TraceTest, FlagsAreThereWhereTheUnexpectedWayWantsThem) {
   // cmp rax, rbx; jb 1f; mov rdx, [data]; hlt; 1: setb cl; seto ch
   guest.load({0x48, 0x39, 0xd8, 0x72, 0x09, 0x48, 0x8b, 0x14, 0x25, 0,
