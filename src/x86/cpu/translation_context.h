@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/types.h"
+#include "base/zeroed_array.h"
 
 #include <array>
 
@@ -15,38 +16,47 @@ namespace ring3::x86::jit {
 // Where jumps go that may not be linked: found by the target's linear address, and valid for the address
 // space and ring that the table is for.
 struct JumpEntry {
-  u64 target = 0;           // no_target: empty
-  const u8* code = nullptr; // Translation::entry_memory
+  u64 target;     // JumpTable::nothing(): empty
+  const u8* code; // TranslatedBlock::entry_memory
 };
 
 struct JumpTable {
   static constexpr unsigned bits = 16;
   static constexpr unsigned entries = 1u << bits;
-  static constexpr u64 no_target = 0x8000'0000'0000'0000; // not canonical
   static constexpr unsigned index(u64 target) {
     const auto low = static_cast<u32>(target);
     return (low ^ low >> 7) & (entries - 1);
   }
-  std::array<JumpEntry, entries> entry;
-  // Which entries are in use, as long as they are few: address spaces often change before they are many.
+  // No target of this place.
+  static constexpr u64 nothing(unsigned place) { return place == 0 ? 0x8000'0000'0000'0000 : 0; }
+
+  // Two for each place: what is put comes into the first half, and what was there into the second.
+  ZeroedArray<JumpEntry> entry{2 * std::size_t{entries}};
+  // Which places are in use, as long as they are few: address spaces often change before they are many.
   std::array<u16, 8192> filled;
   unsigned fills = 0;
 
-  JumpTable() { entry.fill({no_target, nullptr}); }
+  JumpTable() { empty(0); }
+  const u8* find(u64 target) const {
+    const unsigned i = index(target);
+    if (entry[i].target == target) return entry[i].code;
+    return entry[entries + i].target == target ? entry[entries + i].code : nullptr;
+  }
   void put(u64 target, const u8* code) {
     const unsigned i = index(target);
     if (fills < filled.size()) filled[fills] = static_cast<u16>(i);
     if (fills < entries) ++fills;
+    if (entry[i].target != target) entry[entries + i] = entry[i];
     entry[i] = {target, code};
   }
   void clear() {
-    if (fills <= filled.size()) {
-      for (unsigned i = 0; i < fills; ++i) entry[filled[i]] = {no_target, nullptr};
-    } else {
-      entry.fill({no_target, nullptr});
-    }
+    const unsigned n = fills <= filled.size() ? fills : entries;
+    for (unsigned i = 0; i < n; ++i) empty(n == fills ? filled[i] : i);
     fills = 0;
   }
+
+ private:
+  void empty(unsigned i) { entry[i] = entry[entries + i] = {nothing(i), nullptr}; }
 };
 
 // A repeated string instruction while the host executes a part of it.

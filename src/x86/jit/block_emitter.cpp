@@ -734,7 +734,13 @@ void BlockEmitter::cold(const Cold& c) {
     if (c.host_flags) keep_flags_now(scratch_b);
     probe_constant(c.target);
     break;
+  case Cold::Kind::far_miss:
+    probe_second(static_cast<s32>(JumpTable::index(c.target) * sizeof(JumpEntry)));
+    e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::jump, c.target)));
+    aim_at_thunk(e_.jmp(), thunks_.leave);
+    break;
   case Cold::Kind::miss: {
+    probe_second(0);
     e_.mov(l_.reg(reg_rip), scratch_a);
     Exit* const x = make_exit(Exit::Kind::indirect, 0);
     x->step = step_address(c.index);

@@ -33,7 +33,7 @@ class BlockEmitter {
 
   // Code out of the way, for what seldom happens.
   struct Cold {
-    enum class Kind : u8 { head, slow, link, jump, side, other_return, miss, vectors };
+    enum class Kind : u8 { head, slow, link, jump, side, other_return, miss, far_miss, vectors };
     Kind kind;
     u8* from;  // the rel32 that leads here
     u8* back;  // slow: where the block goes on
@@ -42,7 +42,7 @@ class BlockEmitter {
     // slow: the block goes on with the flags in the host's; link, jump, side: they are there only
     bool host_flags;
     u16 wanted;  // link, jump, side: flags that may be needed there
-    u64 target;  // link, jump, side; other_return: where the expected one leads
+    u64 target;  // link, jump, side, far_miss; other_return: where the expected one leads
     u8* literal; // other_return: of a rel32 that wants `target`
     s8 pushed;   // miss, other_return
     u8 level;    // vectors: that are not live; slow: that have to be live again
@@ -117,6 +117,7 @@ class BlockEmitter {
   // To the address in scratch_a, with the flags in memory and registers as between blocks.
   void jump_indirect(unsigned i, s8 pushed);
   void probe_constant(u64 target);
+  void probe_second(s32 slot);
   // Instructions that were counted and not executed.
   void give_back(unsigned count, bool host_flags);
   // The code that a link leads to while it is not aimed at a translation.

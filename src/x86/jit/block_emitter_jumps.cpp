@@ -175,11 +175,18 @@ void BlockEmitter::probe_constant(u64 target) {
   e_.mov(scratch_b, HostMem::in_cpu(l_.jumps));
   e_.mov_imm(scratch_a, target);
   e_.cmp(scratch_a, HostMem::at(scratch_b, slot + s32{offsetof(JumpEntry, target)}));
-  u8* const miss = e_.jcc(Cond::ne);
+  Cold& out = add_cold(Cold::Kind::far_miss, e_.jcc(Cond::ne));
+  out.target = target;
   e_.jmp(HostMem::at(scratch_b, slot + s32{offsetof(JumpEntry, code)}));
+}
+
+// The place's second entry: `slot` is the first one's, from scratch_b.
+void BlockEmitter::probe_second(s32 slot) {
+  constexpr auto second = static_cast<s32>(JumpTable::entries * sizeof(JumpEntry));
+  e_.cmp(scratch_a, HostMem::at(scratch_b, slot + second + s32{offsetof(JumpEntry, target)}));
+  u8* const miss = e_.jcc(Cond::ne);
+  e_.jmp(HostMem::at(scratch_b, slot + second + s32{offsetof(JumpEntry, code)}));
   e_.aim_here(miss);
-  e_.mov_imm(scratch_a, reinterpret_cast<u64>(make_exit(Exit::Kind::jump, target)));
-  aim_at_thunk(e_.jmp(), thunks_.leave);
 }
 
 void BlockEmitter::jump_indirect(unsigned i, s8 pushed) {

@@ -38,11 +38,8 @@ class CodeMap {
   const Page* put(const Page& page, Rights rights);
   void put_jump(u64 linear, const u8* code) { jumps_.put(linear, code); }
   // The entry to jump to, or null.
-  const u8* jump(u64 linear) const {
-    const JumpEntry& e = jumps_.entry[JumpTable::index(linear)];
-    return e.target == linear ? e.code : nullptr;
-  }
-  JumpEntry* jumps() { return jumps_.entry.data(); }
+  const u8* jump(u64 linear) const { return jumps_.find(linear); }
+  JumpEntry* jumps() { return &jumps_.entry[0]; }
 
   // All of it comes from global pages, and so stays when CR3 is loaded.
   bool global() const { return global_; }

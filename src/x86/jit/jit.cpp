@@ -154,7 +154,7 @@ void Jit::flush() {
   std::ranges::fill(store_->table, nullptr);
   std::ranges::fill(store_->pages, nullptr);
   store_->in_order.clear();
-  store_->memory.release();
+  store_->memory.rewind();
   store_->memo.clear();
   store_->cache->rewind(store_->thunk_bytes);
   clear_jumps();
@@ -340,7 +340,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
   const GuestPhys physical = code.physical + offset;
   kvm::CodePage* const watch = cpu_.mmu.code_watch().page(physical);
   if (watch == nullptr) return nullptr;
-  if (store_->heap.bytes() > Store::most_memory) flush();
+  if (store_->memory.full()) flush();
 
   const std::byte* const page_host = host - offset;
   TranslatedPage* const page = page_of(linear - offset, page_host, watch);

@@ -10,8 +10,8 @@
 #include "x86/cpu/executor.h"
 #include "x86/cpu/translation_context.h"
 #include "x86/jit/block_emitter.h"
+#include "x86/jit/block_memory.h"
 #include "x86/jit/code_map.h"
-#include "x86/jit/counted_memory.h"
 #include "x86/jit/decode_memo.h"
 #include "x86/jit/guest_turn.h"
 #include "x86/jit/signal_frame.h"
@@ -48,14 +48,10 @@ class Jit final : public Executor {
     Store(Cpu& cpu, std::unique_ptr<CodeCache> cache, bool checked);
 
     std::unique_ptr<CodeCache> cache;
-    CountedMemory heap;
-    std::pmr::monotonic_buffer_resource memory{&heap};
+    BlockMemory memory;
     Layout layout;
     Thunks thunks;
     std::size_t thunk_bytes = 0;
-    // Of what describes translations. A guest that executes little on each of very many pages, or nothing but
-    // NOPs, needs much of it for little code.
-    static constexpr std::size_t most_memory = std::size_t{160} << 20;
 
     static constexpr unsigned heat_bits = 16;
     static constexpr unsigned page_bits = 10;
