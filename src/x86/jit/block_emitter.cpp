@@ -50,11 +50,11 @@ bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacemen
 
 } // namespace
 
-BlockEmitter::BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunks, const Layout& layout,
+BlockEmitter::BlockEmitter(CodeCache& cache, CodeArea area, const Thunks& thunks, const Layout& layout,
                            const RegisterPlan& plan, std::span<const Source> source, TranslatedBlock& t,
                            StepSite* steps, std::pmr::memory_resource& memory)
-    : e_(e), executable_(executable), thunks_(thunks), l_(layout), plan_(plan), source_(source), t_(t),
-      steps_(steps), memory_(memory) {}
+    : cache_(cache), area_(area), e_(cache.room(area)), thunks_(thunks), l_(layout), plan_(plan),
+      source_(source), t_(t), steps_(steps), memory_(memory) {}
 
 BlockEmitter::Cold& BlockEmitter::add_cold(Cold::Kind kind, u8* from) {
   Cold& c = cold_[cold_count_++];
@@ -144,7 +144,7 @@ void BlockEmitter::end_loans() {
 
 // --- the block ---
 
-void BlockEmitter::emit() {
+bool BlockEmitter::emit() {
   find_live_flags();
   find_groups();
   head();
@@ -153,12 +153,19 @@ void BlockEmitter::emit() {
     instruction(i);
   }
   if (!ended_) end_of_block();
+  const Emitter block = std::exchange(e_, Emitter(cache_.room(CodeArea::cold)));
+  if (block.overflowed()) return false;
   for (unsigned i = 0; i < cold_count_; ++i) {
     const Cold c = cold_[i]; // it may add others
     cold(c);
   }
-  t_.code = executable_;
-  t_.end = executable(e_.here());
+  if (e_.overflowed()) return false;
+  t_.code = executable(block.begin());
+  t_.end = executable(block.here());
+  t_.cold_bytes = static_cast<u32>(e_.size());
+  cache_.take(area_, (block.size() + 15) & ~std::size_t{15});
+  cache_.take(CodeArea::cold, e_.size());
+  return true;
 }
 
 void BlockEmitter::head() {

@@ -20,13 +20,13 @@ class BlockEmitter {
  public:
   static constexpr unsigned max_insns = 48;
 
-  // `executable`: where the emitter's first byte will run. `steps`: one for each instruction, filled but for
-  // what the emitter finds out. Exits are made in `memory`.
-  BlockEmitter(Emitter& e, const u8* executable, const Thunks& thunks, const Layout& layout,
+  // `steps`: one for each instruction, filled but for what the emitter finds out. Exits are made in `memory`.
+  BlockEmitter(CodeCache& cache, CodeArea area, const Thunks& thunks, const Layout& layout,
                const RegisterPlan& plan, std::span<const Source> source, TranslatedBlock& t, StepSite* steps,
                std::pmr::memory_resource& memory);
 
-  void emit();
+  // False: there is no room in the cache.
+  bool emit();
 
  private:
   static constexpr s16 none = -1; // instruction
@@ -138,7 +138,7 @@ class BlockEmitter {
   void begin_loans();
   void end_loans();
 
-  const u8* executable(const u8* at) const { return executable_ + (at - e_.begin()); }
+  const u8* executable(const u8* at) const { return cache_.executable(at); }
   bool followed(unsigned i) const { return steps_[i].followed; }
   u64 next_ip(unsigned i) const { return steps_[i].ip + source_[i].insn.len; }
   bool same_page(u64 target) const { return (target ^ t_.linear) < 4096; }
@@ -147,8 +147,9 @@ class BlockEmitter {
   Exit* make_exit(Exit::Kind kind, u64 target);
   const StepSite* step_address(unsigned i) const { return &steps_[i]; }
 
-  Emitter& e_;
-  const u8* const executable_;
+  CodeCache& cache_;
+  const CodeArea area_;
+  Emitter e_; // to `area`, and then to the cold one
   const Thunks& thunks_;
   const Layout& l_;
   const RegisterPlan& plan_;

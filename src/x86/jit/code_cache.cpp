@@ -28,6 +28,11 @@ std::unique_ptr<CodeCache> CodeCache::make(std::size_t bytes) {
       new CodeCache(static_cast<u8*>(writable), static_cast<const u8*>(executable), bytes));
 }
 
+void CodeCache::rewind(std::size_t bytes) {
+  const std::size_t hot = size_ / 8, warm = size_ / 2;
+  part_ = {Part{bytes, hot}, Part{hot, warm}, Part{warm, size_}};
+}
+
 CodeCache::~CodeCache() {
   ::munmap(writable_, size_);
   ::munmap(const_cast<u8*>(executable_), size_);

@@ -5,10 +5,18 @@
 
 #include "base/types.h"
 
+#include <array>
 #include <memory>
 #include <span>
 
 namespace ring3::x86::jit {
+
+// What is executed one after another lies together, so that the processor need not fetch the rest.
+enum class CodeArea : u8 {
+  hot,  // thunks, and blocks of Tier::second
+  warm, // blocks of Tier::first
+  cold, // what seldom happens in a block
+};
 
 class CodeCache {
  public:
@@ -22,11 +30,13 @@ class CodeCache {
   CodeCache& operator=(const CodeCache&) = delete;
 
   // What is free. Memory is taken from the host as it is written.
-  std::span<u8> room() const { return {writable_ + used_, size_ - used_}; }
-  void take(std::size_t bytes) { used_ += bytes; }
-  // Everything after the first `bytes` is free again.
-  void rewind(std::size_t bytes) { used_ = bytes; }
-  std::size_t used() const { return used_; }
+  std::span<u8> room(CodeArea area) const {
+    const Part& p = part_[static_cast<unsigned>(area)];
+    return {writable_ + p.at, p.end - p.at};
+  }
+  void take(CodeArea area, std::size_t bytes) { part_[static_cast<unsigned>(area)].at += bytes; }
+  // Everything is free again, but for the first `bytes` of the hot area.
+  void rewind(std::size_t bytes);
 
   const u8* executable(const u8* writable) const { return executable_ + (writable - writable_); }
   u8* writable(const u8* executable) const { return writable_ + (executable - executable_); }
@@ -37,12 +47,17 @@ class CodeCache {
 
  private:
   CodeCache(u8* writable, const u8* executable, std::size_t size)
-      : writable_(writable), executable_(executable), size_(size) {}
+      : writable_(writable), executable_(executable), size_(size) {
+    rewind(0);
+  }
 
   u8* writable_;
   const u8* executable_;
   std::size_t size_;
-  std::size_t used_ = 0;
+  struct Part {
+    std::size_t at, end; // from the mapping's beginning: free
+  };
+  std::array<Part, 3> part_{};
 };
 
 } // namespace ring3::x86::jit

@@ -312,9 +312,9 @@ class Emitter {
     return overflowed_ ? begin_ : field; // somewhere that may be written
   }
 
-  u8* const begin_;
+  u8* begin_;
   u8* at_;
-  u8* const end_;
+  u8* end_;
   bool overflowed_ = false;
 };
 

@@ -116,10 +116,11 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache, bool checked)
   layout.tsc_is_host = from_gs(&cpu.translation_.tsc_is_host);
   layout.runs_twice = checked;
 
-  const std::span<u8> room = cache->room();
+  const std::span<u8> room = cache->room(CodeArea::hot);
   Emitter e(room);
   thunks = emit_thunks(e, cache->executable(room.data()), layout, &cpu, step);
   thunk_bytes = (e.size() + 63) & ~std::size_t{63};
+  cache->take(CodeArea::hot, thunk_bytes);
 }
 
 TranslatedBlock*& Jit::Store::place(u64 linear, const std::byte* host) {
@@ -135,7 +136,7 @@ void Jit::Store::put(TranslatedBlock& t) {
 void Jit::Store::grow() {
   table_bits += 2;
   table.assign(std::size_t{1} << table_bits, nullptr);
-  for (TranslatedBlock* const t : in_order) {
+  for (TranslatedBlock* const t : blocks) {
     if (t->incarnation == t->page->incarnation) put(*t);
   }
 }
@@ -153,7 +154,7 @@ void Jit::flush() {
   flush_wanted_ = false;
   std::ranges::fill(store_->table, nullptr);
   std::ranges::fill(store_->pages, nullptr);
-  store_->in_order.clear();
+  store_->blocks.clear();
   store_->memory.rewind();
   store_->memo.clear();
   store_->cache->rewind(store_->thunk_bytes);
@@ -389,8 +390,8 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
     return nullptr;
   }
   page->heads.set(offset);
-  store_->in_order.push_back(made);
-  if (store_->in_order.size() > store_->table.size()) {
+  store_->blocks.push_back(made);
+  if (store_->blocks.size() > store_->table.size()) {
     store_->grow();
   } else {
     store_->put(*made);
@@ -398,6 +399,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
   statistics_.translations.add();
   statistics_.instructions.add(made->count);
   statistics_.host_bytes.add(static_cast<u64>(made->end - made->code));
+  statistics_.cold_bytes.add(made->cold_bytes);
   return made;
 }
 
@@ -589,11 +591,10 @@ bool Jit::recover(const HostRegisters& host) {
   const StringThunks& strings = store_->thunks.strings;
   const auto in_string = strings.element_bits(at);
   if (in_string) std::memcpy(&at, reinterpret_cast<const void*>(host.gpr[rsp]), sizeof at);
-  auto next =
-      std::ranges::upper_bound(store_->in_order, at, {}, [](const TranslatedBlock* b) { return b->code; });
-  if (next == store_->in_order.begin()) return false;
-  const TranslatedBlock& t = **(next - 1);
-  if (at >= t.end) return false;
+  const auto found = std::ranges::find_if(
+      store_->blocks, [&](const TranslatedBlock* b) { return b->code <= at && at < b->end; });
+  if (found == store_->blocks.end()) return false;
+  const TranslatedBlock& t = **found;
   unsigned i = 0;
   while (i + 1 < t.count && t.code + t.steps[i + 1].host_offset <= at) ++i;
   // The guest's registers whose place is lent are in the Cpu already.

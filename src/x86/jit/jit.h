@@ -63,7 +63,7 @@ class Jit final : public Executor {
     void grow();
     std::vector<TranslatedPage*> pages = std::vector<TranslatedPage*>(std::size_t{1} << page_bits);
     std::vector<u8> heat = std::vector<u8>(std::size_t{1} << heat_bits); // how often code was interpreted
-    std::vector<TranslatedBlock*> in_order;                              // as they lie in the cache
+    std::vector<TranslatedBlock*> blocks;                                // all of them
 
     SignalFrame signal_frame;
     CodeMaps maps;

@@ -41,12 +41,12 @@ std::string Statistics::json() const {
   for (unsigned i = 0; i < ways_out; ++i)
     ways += fmt::format("{}\"{}\":{}", i != 0 ? "," : "", way_out[i], left[i].value());
   return fmt::format(
-      R"("translator":{{"translations":{},"instructions":{},"improved":{},"host_bytes":{},"nanoseconds":{},)"
+      R"("translator":{{"translations":{},"instructions":{},"improved":{},"host_bytes":{},"cold_bytes":{},"nanoseconds":{},)"
       R"("flushes":{},"entries":{},"refreshes":{},"interpreted":{},"missed":{},)"
       R"("left":{{{}}},"handled":{{{}}}}})",
-      translations.value(), instructions.value(), improved.value(), host_bytes.value(), nanoseconds.value(),
-      flushes.value(), entries.value(), refreshes.value(), interpreted.value(), missed.value(), ways,
-      by_name);
+      translations.value(), instructions.value(), improved.value(), host_bytes.value(), cold_bytes.value(),
+      nanoseconds.value(), flushes.value(), entries.value(), refreshes.value(), interpreted.value(),
+      missed.value(), ways, by_name);
 }
 
 std::vector<std::string> Statistics::lines() const {
@@ -57,8 +57,9 @@ std::vector<std::string> Statistics::lines() const {
                   "{} refreshes of the jump tables",
                   translations.value(), improved.value(), entries.value(), refreshes.value()));
   out.push_back(
-      fmt::format("{} instructions translated to {} bytes in {} microseconds, cache emptied {} times",
-                  instructions.value(), host_bytes.value(), nanoseconds.value() / 1000,
+      fmt::format("{} instructions translated to {} bytes in {} microseconds, and {} bytes that are "
+                  "seldom executed; cache emptied {} times",
+                  instructions.value(), host_bytes.value(), nanoseconds.value() / 1000, cold_bytes.value(),
                   flushes.value() - (flushes.value() != 0 ? 1 : 0)));
   std::string ways;
   for (unsigned i = 0; i < ways_out; ++i) ways += fmt::format(" {} {}", way_out[i], left[i].value());

@@ -27,6 +27,7 @@ struct Statistics {
   Counter instructions; // of the guest, in those blocks; more than once if translated again
   Counter improved;     // blocks that were translated once more, since they were hot
   Counter host_bytes;   // of code made for them
+  Counter cold_bytes;   // of code for what seldom happens in them
   Counter nanoseconds;  // that translating took
   Counter flushes;      // of everything that was translated; the first when there was nothing yet
   Counter compared;     // blocks, with Lockstep

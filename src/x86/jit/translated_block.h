@@ -108,6 +108,7 @@ struct TranslatedBlock {
   const u8* code = nullptr; // == entry_host
   const u8* entry_memory = nullptr;
   const u8* end = nullptr;
+  u32 cold_bytes = 0;              // elsewhere in the cache
   const StepSite* steps = nullptr; // one an instruction
   RegisterMap map;                 // within the block
   TranslatedBlock* next = nullptr; // in the table

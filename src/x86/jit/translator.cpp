@@ -36,11 +36,8 @@ TranslatedBlock* Translator::translate(const BlockPlace& place, std::span<const 
   t->steps = steps;
   t->map = plan.map;
 
-  const std::span<u8> room = cache_.room();
-  Emitter e(room);
-  BlockEmitter(e, cache_.executable(room.data()), thunks_, layout_, plan, source, *t, steps, memory_).emit();
-  if (e.overflowed()) return nullptr;
-  cache_.take((e.size() + 15) & ~std::size_t{15});
+  const CodeArea area = place.tier == Tier::first ? CodeArea::warm : CodeArea::hot;
+  if (!BlockEmitter(cache_, area, thunks_, layout_, plan, source, *t, steps, memory_).emit()) return nullptr;
   return t;
 }
 
