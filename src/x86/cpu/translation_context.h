@@ -50,8 +50,11 @@ struct JumpTable {
     entry[i] = {target, code};
   }
   void clear() {
-    const unsigned n = fills <= filled.size() ? fills : entries;
-    for (unsigned i = 0; i < n; ++i) empty(n == fills ? filled[i] : i);
+    if (fills <= filled.size()) {
+      for (unsigned i = 0; i < fills; ++i) empty(filled[i]);
+    } else {
+      for (unsigned i = 0; i < entries; ++i) empty(i);
+    }
     fills = 0;
   }
 
