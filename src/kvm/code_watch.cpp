@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvm/code_watch.h"
 
+#include <utility>
+
 namespace ring3::kvm {
 
 CodeWatch::~CodeWatch() {
@@ -25,6 +27,21 @@ CodePage* CodeWatch::page(GuestPhys a) {
     chunk_slot.store(std::make_unique<Chunk>().release(), std::memory_order_release);
   }
   return &(*chunk_slot.load(std::memory_order_relaxed))[frame % pages_per_chunk];
+}
+
+void CodeWatch::note_new(GuestPhys page, const std::byte* host) {
+  const std::scoped_lock guard(lock_);
+  new_[noted_ % new_.size()] = {page, host};
+  ++noted_;
+}
+
+std::optional<std::vector<CodeWatch::NewPage>> CodeWatch::new_pages(u64& seen) {
+  const std::scoped_lock guard(lock_);
+  const u64 first = std::exchange(seen, noted_);
+  if (seen - first > new_.size()) return std::nullopt;
+  std::vector<NewPage> pages;
+  for (u64 i = first; i < seen; ++i) pages.push_back(new_[i % new_.size()]);
+  return pages;
 }
 
 } // namespace ring3::kvm

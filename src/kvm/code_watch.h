@@ -12,6 +12,8 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <vector>
 
 namespace ring3::kvm {
 
@@ -69,6 +71,18 @@ class CodeWatch {
     }
   }
 
+  // Instructions of this page are kept from now on, but for vCPUs that may still store to it unnoticed: each
+  // looks here when it gives its right up, and says what may have been written.
+  void note_new(GuestPhys page, const std::byte* host);
+  struct NewPage {
+    GuestPhys page;
+    const std::byte* host;
+  };
+  // The pages that were noted after the first `seen`, which becomes the number of all; nothing: some of them
+  // are forgotten.
+  std::optional<std::vector<NewPage>> new_pages(u64& seen);
+  u64 noted() const { return noted_.load(std::memory_order_acquire); }
+
   // Grows with every change of any page's version.
   u64 changes() const { return changes_.load(std::memory_order_acquire); }
   // Before anything is written.
@@ -82,6 +96,8 @@ class CodeWatch {
   using Root = std::array<std::atomic<Chunk*>, chunks_per_root>;
 
   std::mutex lock_;
+  std::array<NewPage, 4096> new_{}; // the last ones, by their numbers
+  std::atomic<u64> noted_{0};
   std::atomic<u64> changes_{0};
   Listener* listener_ = nullptr;
   std::array<std::atomic<Root*>, roots> roots_{};

@@ -22,9 +22,10 @@ namespace ring3::kvm {
 namespace request {
 constexpr u32 event = 1u << 8;       // an interrupt, NMI, INIT or SIPI may be pending
 constexpr u32 slots = 1u << 9;       // the memory slots changed
-constexpr u32 protect = 1u << 10;    // some page became code: forget write permissions
+constexpr u32 protect = 1u << 10;    // forget write permissions
 constexpr u32 dirty_ring = 1u << 11; // the dirty ring is nearly full: out to user space
 constexpr u32 code = 1u << 12;       // somebody wrote to code: what was derived from it may be stale
+constexpr u32 code_page = 1u << 13;  // some page became code: no longer write it unnoticed
 constexpr u32 kick = 1u << 31;       // return to user space with -EINTR
 } // namespace request
 

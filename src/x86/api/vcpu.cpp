@@ -215,6 +215,9 @@ void Vcpu::take_requests(u32 requests) {
   if ((requests & Cpu::exit_window) != 0)
     ++(nmis_posted_.load(std::memory_order_relaxed) != 0 ? vcpu_.stats().nmi_window_exits
                                                          : vcpu_.stats().irq_window_exits);
+  // First: it has to be known what could be written until now.
+  if ((requests & (kvm::request::code_page | kvm::request::protect)) != 0 && !cpu_.mmu.protect_new_code())
+    vm_.forget_code();
   if ((requests & kvm::request::slots) != 0) {
     cpu_.mmu.reload_slots();
     cpu_.forget_code();

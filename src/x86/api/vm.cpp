@@ -138,11 +138,18 @@ void Vm::code_changed() {
     vcpu_table_[i].load(std::memory_order_acquire)->generic().post_quietly(kvm::request::code);
 }
 
+// Taking the slots again, vCPUs forget all that they have made of code.
+void Vm::forget_code() {
+  const u32 n = vcpu_count_.load(std::memory_order_acquire);
+  for (u32 i = 0; i < n; ++i)
+    vcpu_table_[i].load(std::memory_order_acquire)->generic().post_quietly(kvm::request::slots);
+}
+
 void Vm::protect_code_pages(const Vcpu* from) {
   const u32 n = vcpu_count_.load(std::memory_order_acquire);
   for (u32 i = 0; i < n; ++i) {
     Vcpu* v = vcpu_table_[i].load(std::memory_order_acquire);
-    if (v != from) v->generic().post_quietly(kvm::request::protect);
+    if (v != from) v->generic().post_quietly(kvm::request::code_page);
   }
 }
 

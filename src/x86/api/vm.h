@@ -147,7 +147,9 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
   void kill();
   bool dead() const { return dead_.load(std::memory_order_acquire); }
 
-  // Every vCPU but `from` forgets its permission to store without being noticed.
+  // Every vCPU forgets what it has made of code.
+  void forget_code();
+  // Every vCPU but `from` forgets its permission to store to new code without being noticed.
   void protect_code_pages(const Vcpu* from);
 
  private:

@@ -120,7 +120,9 @@ void Cpu::code_written(GuestPhys a, u64 size) {
 void Cpu::watch_code(kvm::CodePage& page, GuestPhys a, const std::byte* host, u64 size) {
   const u32 lines = kvm::CodePage::lines_of(a.page_offset(), size);
   if (page.lines.fetch_or(lines, std::memory_order_acq_rel) != 0) return;
-  mmu.protect_host_page(host - a.page_offset());
+  const std::byte* const page_host = host - a.page_offset();
+  mmu.protect_host_page(page_host);
+  mmu.code_watch().note_new(a.page(), page_host);
   platform.code_page_found();
 }
 

@@ -207,7 +207,7 @@ bool is_hint(Op op) {
 // What emit_native() will make of the instruction, as far as lookups are concerned.
 GroupCandidate BlockEmitter::candidate(unsigned i) const {
   const Decoded& d = source_[i].decoded;
-  if (!source_[i].copied) return {};
+  if (!source_[i].copied || source_[i].split) return {};
   if (is_hint(d.op)) return {.access = std::nullopt, .neutral = true};
   const Operand& o = d.operand[0];
   switch (d.op) {
@@ -260,8 +260,20 @@ bool BlockEmitter::emit_native(unsigned i) {
          system(i) || copied(i);
 }
 
+void BlockEmitter::check_tail(unsigned i) {
+  put_flags_aside(i);
+  e_.mov_imm(scratch_b, reinterpret_cast<u64>(&steps_[i].tail->certain_for));
+  e_.movzx8(scratch_a, HostMem::in_cpu(l_.cpl));
+  e_.cmp(scratch_a, HostMem::at(scratch_b));
+  handler_when(Cond::ne, i);
+}
+
 void BlockEmitter::instruction(unsigned i) {
-  if (!source_[i].copied || !emit_native(i)) return stepped(i);
+  if (source_[i].copied && source_[i].split) check_tail(i);
+  if (!source_[i].copied || !emit_native(i)) {
+    stepped(i);
+    if (ended_) return;
+  }
   for (unsigned c = 0; c < cold_count_; ++c) {
     Cold& slow = cold_[c];
     if (slow.kind != Cold::Kind::slow || slow.last != i) continue;

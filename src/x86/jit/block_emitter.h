@@ -18,7 +18,7 @@ constexpr bool fits32(u64 v) { return static_cast<s64>(v) == static_cast<s32>(v)
 
 class BlockEmitter {
  public:
-  static constexpr unsigned max_insns = 48;
+  static constexpr unsigned max_insns = 120;
 
   // `steps`: one for each instruction, filled but for what the emitter finds out. Exits are made in `memory`.
   BlockEmitter(CodeCache& cache, CodeArea area, const Thunks& thunks, const Layout& layout,
@@ -71,6 +71,8 @@ class BlockEmitter {
   GroupCandidate candidate(unsigned i) const;
   void instruction(unsigned i);
   bool emit_native(unsigned i);
+  // In front of an instruction that lies in two pages.
+  void check_tail(unsigned i);
   bool copied(unsigned i);
   bool vector(unsigned i);
   bool x87(unsigned i);

@@ -155,6 +155,7 @@ void Jit::flush() {
   std::ranges::fill(store_->table, nullptr);
   std::ranges::fill(store_->pages, nullptr);
   store_->blocks.clear();
+  store_->certain.clear();
   store_->memory.rewind();
   store_->memo.clear();
   store_->cache->rewind(store_->thunk_bytes);
@@ -183,6 +184,8 @@ bool Jit::entered_are_valid() {
 
 void Jit::refresh_jumps() {
   const u64 changes = cpu_.mmu.code_watch().changes();
+  if (mmu_generation_ != cpu_.mmu.generation() || code_changes_ != changes || epoch_ != cpu_.code_epoch)
+    doubt_tails();
   mmu_generation_ = cpu_.mmu.generation();
   store_->maps.refresh(cpu_.mmu);
   if (CodeMap& m = map(); m.doubtful()) {
@@ -234,6 +237,9 @@ bool Jit::valid(TranslatedPage& page) {
   page.renew();
   page.version = version;
   page.epoch = cpu_.code_epoch;
+  // Whoever wrote there may not have counted it yet; afterwards, nothing would tell this page from any other.
+  clear_jumps();
+  doubt_tails();
   return false;
 }
 
@@ -422,7 +428,7 @@ void Jit::note_way(TranslatedBlock& to) {
 const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   auto& jit = static_cast<Jit&>(*cpu->executor_);
   cpu->insn_start_ = s->ip;
-  if (s->tail != nullptr && !jit.still_behind(*s->tail)) [[unlikely]]
+  if (s->tail != nullptr && !jit.make_certain(*s->tail)) [[unlikely]]
     return jit.give_up(*s);
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
   (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
@@ -445,18 +451,34 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   return code != nullptr ? code : jit.store_->thunks.stop;
 }
 
-bool Jit::still_behind(const SplitTail& tail) {
+// False: it is another page, or has other bytes.
+bool Jit::make_certain(SplitTail& tail) {
   const CodeMap::Page* const page = code_page(tail.linear);
-  return page != nullptr && page->host == tail.host && valid(*tail.page) &&
-         tail.page->incarnation == tail.incarnation;
+  if (page == nullptr || page->host != tail.host || !valid(*tail.page) ||
+      tail.page->incarnation != tail.incarnation)
+    return false;
+  if (tail.certain_for == SplitTail::none) store_->certain.push_back(&tail);
+  tail.certain_for = cpu_.state.cpl;
+  return true;
 }
 
-// The instruction is another one now. All that is known of its page goes, which is simple, and seldom.
+void Jit::doubt_tails() {
+  for (SplitTail* const tail : store_->certain) tail->certain_for = SplitTail::none;
+  store_->certain.clear();
+}
+
+// All that is known of the page goes, which is simple, and seldom.
+void Jit::drop_page_of(const TranslatedBlock& t) {
+  t.page->renew();
+  clear_jumps();
+}
+
+// The instruction is another one now.
 const u8* Jit::give_up(const StepSite& s) {
   cpu_.translation_.budget += s.of->count - s.index;
   cpu_.state.regs[reg_rip] = s.ip;
-  s.of->page->renew();
-  clear_jumps();
+  drop_page_of(*s.of);
+  stepped_ = nullptr;
   go_on_ = true;
   return store_->thunks.stop;
 }

@@ -70,6 +70,7 @@ class Jit final : public Executor {
     // The pages that these lead to, and the number that they are marked with.
     std::vector<TranslatedPage*> entered;
     u64 entered_since = 0;
+    std::vector<SplitTail*> certain; // that are, for some ring
     std::array<Source, BlockEmitter::max_insns> sources;
     DecodeMemo memo;
   };
@@ -89,8 +90,10 @@ class Jit final : public Executor {
   TranslatedBlock* improved(TranslatedBlock& t, const CodeMap::Page& code);
   TranslatedPage* page_of(u64 linear, const std::byte* host, kvm::CodePage* watch);
   bool keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<const u8> bytes);
-  bool still_behind(const SplitTail& tail);
+  bool make_certain(SplitTail& tail);
+  void doubt_tails();
   const u8* give_up(const StepSite& s);
+  void drop_page_of(const TranslatedBlock& t);
   // Compares what was translated with memory where that may have changed.
   bool valid(TranslatedPage& page);
   void flush();

@@ -11,6 +11,7 @@ Lockstep::Outcome Lockstep::interpret(const TranslatedBlock& t) {
   log_.clear();
   cpu_.store_log_ = &log_;
   cpu_.tlb_ = cpu_.never_.get(); // everything takes the way on which stores are logged
+  const u64 changes = cpu_.mmu.code_watch().changes();
   unsigned i = 0;
   for (; i < t.count; ++i) {
     const StepSite& s = t.steps[i];
@@ -22,7 +23,8 @@ Lockstep::Outcome Lockstep::interpret(const TranslatedBlock& t) {
     if (!cpu_.window_wanted && std::exchange(cpu_.state.sti_shadow, false)) cpu_.update_careful();
     const bool goes_on = s.followed ? cpu_.state.rip() == t.steps[i + 1].ip && !cpu_.careful_
                                     : result_ == Step::next && !s.ends;
-    if (!goes_on) {
+    // What is behind a store to code may not be what was translated.
+    if (!goes_on || cpu_.mmu.code_watch().changes() != changes) {
       ++i;
       break;
     }
@@ -57,6 +59,12 @@ u64 flags_behind(const StepSite& s, u64 rip) {
 } // namespace
 
 bool Lockstep::execute(TranslatedBlock& t) {
+  // The handlers do as the block says; whether it is still right is asked first.
+  SplitTail* const tail = t.steps[t.count - 1].tail;
+  if (tail != nullptr && !jit_.make_certain(*tail)) {
+    jit_.drop_page_of(t);
+    return true;
+  }
   const u64 changes = cpu_.mmu.code_watch().changes();
   const CpuState before = cpu_.state;
   const Outcome expected = interpret(t);
@@ -74,6 +82,11 @@ bool Lockstep::execute(TranslatedBlock& t) {
     cpu_.translation_.vectors_usable = jit_.usable_vectors();
     const Exit* const x = jit_.store_->thunks.enter(&cpu_, t.entry_memory);
     if (x != nullptr && x->kind == Exit::Kind::head) return true; // something else comes first
+    if (x == nullptr && jit_.stepped_ == nullptr) { // the page behind is another one now
+      log_.restore();
+      take_back(before);
+      return true;
+    }
     if (x != nullptr && x->kind != Exit::Kind::indirect) cpu_.state.regs[reg_rip] = x->target;
     // Vector instructions that the host cannot have, or a jump that faults itself: the interpreter's
     // business.
@@ -137,8 +150,10 @@ bool Lockstep::report(const TranslatedBlock& t, const CpuState& before, const Ou
     const StepSite& s = t.steps[i];
     if (i != 0 && s.ip != t.steps[i - 1].ip + t.steps[i - 1].insn.len)
       text += fmt::format(" -> {:#x}:", s.ip);
-    for (unsigned byte = 0; byte < s.insn.len; ++byte)
-      text += fmt::format(" {:02x}", t.page->copy[(s.ip & page_offset_mask) + byte]);
+    for (unsigned byte = 0; byte < s.insn.len; ++byte) {
+      const u64 at = (s.ip & page_offset_mask) + byte;
+      text += fmt::format(" {:02x}", at < page_size ? t.page->copy[at] : s.tail->page->copy[at - page_size]);
+    }
   }
   text += '\n';
   const auto show = [&](const char* name, const CpuState& s) {

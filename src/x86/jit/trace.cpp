@@ -68,8 +68,7 @@ bool TraceBuilder::read(u64 at, Source& s) {
   return true;
 }
 
-// Whoever executes it has to see that the page behind is still the same one, so it is never copied and ends
-// the trace.
+// Whoever executes it has to see that the page behind is still the same one. The trace ends with it.
 bool TraceBuilder::read_split(u64 at, Source& s) {
   const u64 offset = at & page_offset_mask;
   const u64 here = page_size - offset;
@@ -84,7 +83,8 @@ bool TraceBuilder::read_split(u64 at, Source& s) {
     return false;
   bind(s.decoded, cpuid_, s.insn, s.ends);
   s.ip = at;
-  s.ends = s.split = true;
+  s.split = true;
+  s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
   lines_ |= kvm::CodePage::lines_of(offset, here);
   return true;
 }

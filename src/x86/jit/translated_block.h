@@ -56,6 +56,10 @@ struct SplitTail {
   const std::byte* host = nullptr;
   TranslatedPage* page = nullptr;
   u32 incarnation = 0; // of the page
+  // For the ring of this number it is known to be that page with those bytes, until anything has changed that
+  // may matter (Jit::refresh_jumps()).
+  static constexpr u64 none = 4;
+  u64 certain_for = none;
 };
 
 // An instruction that is left to its interpreter handler, always or when the fast way fails.
@@ -63,15 +67,15 @@ struct StepSite {
   Insn insn;
   u64 ip = 0;
   const TranslatedBlock* of = nullptr;
-  u16 index = 0;         // in the block
-  u16 mnemonic = 0;      // Decoded::mnemonic
-  bool native = true;    // it is host code, unless that fails
-  u16 live_flags = 0;    // that somebody may still want, when it begins: the others may be wrong then
-  bool ends = false;     // its handler ends the block, whatever it says
-  bool followed = false; // a jump that the block goes on behind if it goes to the next site
-  bool unmasks = false;  // its handler may change what Context::vectors_usable says, though it is native
-  u16 host_offset = 0;   // where the host's code for it begins, from TranslatedBlock::code
-  const SplitTail* tail = nullptr; // null: it lies in one page
+  u16 index = 0;             // in the block
+  u16 mnemonic = 0;          // Decoded::mnemonic
+  bool native = true;        // it is host code, unless that fails
+  u16 live_flags = 0;        // that somebody may still want, when it begins: the others may be wrong then
+  bool ends = false;         // its handler ends the block, whatever it says
+  bool followed = false;     // a jump that the block goes on behind if it goes to the next site
+  bool unmasks = false;      // its handler may change what Context::vectors_usable says, though it is native
+  u16 host_offset = 0;       // where the host's code for it begins, from TranslatedBlock::code
+  SplitTail* tail = nullptr; // null: it lies in one page
 };
 
 // How translated code is left.

@@ -40,7 +40,7 @@ struct BlockPlace {
   const std::byte* host = nullptr;
   TranslatedPage* page = nullptr;
   Tier tier = Tier::first;
-  const SplitTail* tail = nullptr; // of the last instruction, if that is split
+  SplitTail* tail = nullptr; // of the last instruction, if that is split
 };
 
 class Translator {

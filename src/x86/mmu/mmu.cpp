@@ -80,6 +80,8 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
   const unsigned i = TlbTable::index(va.value);
   TlbEntry& e = tlb.entry[i];
   const u64 page = va.page().value;
+  if (e.write_tag != TlbTable::no_page || tlb.entry[TlbTable::entries + i].write_tag != TlbTable::no_page)
+    settle_new_code();
   const u64 addend = reinterpret_cast<u64>(b.host) - page;
   const bool same = e.addend == addend && (e.read_tag == page || e.exec_tag == page);
   if (!same) {
@@ -108,6 +110,7 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
 }
 
 void Mmu::flush_all() {
+  settle_new_code();
   ++generation_;
   ++global_generation_;
   for (auto& c : contexts_) {
@@ -120,12 +123,14 @@ void Mmu::flush_all() {
 }
 
 void Mmu::flush_non_global() {
+  settle_new_code();
   ++generation_;
   ++context_->generation;
   for (TlbTable& t : context_->table) t.flush_non_global();
 }
 
 void Mmu::flush_all_contexts_non_global() {
+  settle_new_code();
   ++generation_;
   for (auto& c : contexts_) {
     if (!c) continue;
@@ -135,6 +140,7 @@ void Mmu::flush_all_contexts_non_global() {
 }
 
 void Mmu::flush_page(GuestVirt va) {
+  settle_new_code();
   ++generation_;
   page_flushed(va);
   // A page larger than 4 KiB may be cached as many entries; and global entries live in every context.
@@ -153,6 +159,7 @@ void Mmu::flush_page(GuestVirt va) {
 }
 
 void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
+  settle_new_code();
   ++generation_;
   page_flushed(va);
   for (auto& c : contexts_) {
@@ -168,6 +175,7 @@ void Mmu::flush_page_of(GuestVirt va, u16 pcid) {
 }
 
 void Mmu::flush_pcid(u16 pcid) {
+  settle_new_code();
   ++generation_;
   for (auto& c : contexts_) {
     if (!c || c->pcid != pcid) continue;
@@ -194,6 +202,7 @@ void Mmu::select_context(u16 pcid) {
   if (!place) {
     place = std::make_unique<TlbContext>();
   } else {
+    settle_new_code();
     for (TlbTable& t : place->table) t.flush_all();
     place->large.clear();
   }
@@ -208,6 +217,35 @@ void Mmu::protect_host_page(const std::byte* host_page) {
     if (!c) continue;
     for (TlbTable& t : c->table) t.protect_host_page(host_page);
   }
+}
+
+void Mmu::settle_new_code() {
+  // Either our stores are seen by those who compare code after they have noted its page, or we see the note.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (code_watch_.noted() == new_code_seen_) return;
+  auto pages = code_watch_.new_pages(new_code_seen_);
+  if (!pages) {
+    new_code_lost_ = true;
+    protect_all();
+    return;
+  }
+  std::ranges::sort(*pages, {}, &kvm::CodeWatch::NewPage::host);
+  for (auto& c : contexts_) {
+    if (!c) continue;
+    for (TlbTable& t : c->table) {
+      t.protect_where([&](const std::byte* host) {
+        const auto found = std::ranges::lower_bound(*pages, host, {}, &kvm::CodeWatch::NewPage::host);
+        if (found == pages->end() || found->host != host) return false;
+        code_watch_.written(found->page, page_size);
+        return true;
+      });
+    }
+  }
+}
+
+bool Mmu::protect_new_code() {
+  settle_new_code();
+  return !std::exchange(new_code_lost_, false);
 }
 
 void Mmu::protect_all() {

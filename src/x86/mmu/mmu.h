@@ -97,6 +97,10 @@ class Mmu {
   void select_context(u16 pcid);        // MOV CR3 with PCIDs
   void protect_host_page(const std::byte* host_page);
   void protect_all();
+  // Forgets write permission for pages that have become code since the last time, by way of other vCPUs. What
+  // this one could write until now it may have written, so that is told to all. False: it is not known any
+  // more which pages they were, and any code may be stale.
+  bool protect_new_code();
   // Takes the newest memory-slot table of the address space that the mode selects (state.in_smm: the second),
   // and forgets what was derived from the old one.
   void reload_slots();
@@ -135,6 +139,8 @@ class Mmu {
 
  private:
   static Backing private_backing(const kvm::MemorySlot* slot, GuestPhys a);
+  // Before permissions to write are forgotten, with which the knowledge goes that there was one.
+  void settle_new_code();
   void page_flushed(GuestVirt va) { flushed_[page_flushes_++ % remembered_flushes] = va; }
   template <class Entry> bool read_entry(u64 pa, Entry& out, std::byte*& host);
   template <class Entry> bool update_entry(u64 pa, std::byte* host, Entry& entry, Entry bits_to_set);
@@ -145,6 +151,8 @@ class Mmu {
   CpuState& state_;
   const kvm::MemorySlots& slots_;
   kvm::CodeWatch& code_watch_;
+  u64 new_code_seen_ = 0; // of code_watch_.noted()
+  bool new_code_lost_ = false;
   kvm::DirtyRing* dirty_ring_ = nullptr;
   kvm::SlotSnapshot first_space_;
   kvm::SlotSnapshot snapshot_; // of the space that the mode selects

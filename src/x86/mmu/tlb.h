@@ -54,6 +54,14 @@ struct TlbTable {
   void flush_page(u64 linear);
   // Forgets write permission for every page that maps the given host page.
   void protect_host_page(const std::byte* host_page);
+  // The same for all host pages of which `which` says so.
+  template <class F> void protect_where(F&& which) {
+    if (!used) return;
+    for (TlbEntry& e : entry) {
+      if (e.write_tag != no_page && which(reinterpret_cast<const std::byte*>(e.write_tag + e.addend)))
+        e.write_tag = no_page;
+    }
+  }
   void protect_all();
 };
 
