@@ -42,22 +42,25 @@ std::string text(std::size_t size) {
   return out;
 }
 
-constexpr const char* rows =
-    R"(CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price INTEGER, class INTEGER);
+std::string rows(unsigned count) {
+  return R"(CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price INTEGER, class INTEGER);
 BEGIN;
-WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120000)
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < )" +
+         std::to_string(count) + R"()
   INSERT INTO item SELECT i, printf('item-%06d', i * 7919 % 1000003), i * i % 10007, i % 97 FROM n;
 COMMIT;
 CREATE INDEX item_name ON item(name);
 CREATE INDEX item_class ON item(class, price);
 SELECT class, count(*), sum(price), min(name), max(name) FROM item GROUP BY class ORDER BY 3 DESC LIMIT 20;
 SELECT count(*), sum(b.price) FROM item a JOIN item b ON b.name = printf('item-%06d', a.price * 7919 % 1000003)
-  WHERE a.id <= 40000;
+  WHERE a.id <= )" +
+         std::to_string(count / 3) + R"(;
 UPDATE item SET price = price + length(name) WHERE class % 3 = 1;
 SELECT sum(price), count(DISTINCT name), avg(length(name)) FROM item WHERE name LIKE '%7%';
 DELETE FROM item WHERE price % 2 = 0;
 SELECT count(*), sum(price) FROM item;
 )";
+}
 
 // Functions with loops, a switch and calls of one another, without any header.
 std::string unit(unsigned functions) {
@@ -86,10 +89,10 @@ std::string unit(unsigned functions) {
 
 } // namespace
 
-void make_inputs() {
-  write_file("text", text(std::size_t{8} << 20));
-  write_file("rows.sql", rows);
-  write_file("unit.c", unit(20));
+void make_inputs(unsigned part) {
+  write_file("text", text((std::size_t{8} << 20) / part));
+  write_file("rows.sql", rows(120'000 / part));
+  write_file("unit.c", unit(std::max(20 / part, 1u)));
 }
 
 } // namespace bench

@@ -146,7 +146,7 @@ int measure_usage(const char* file, char** command) {
 int usage(const char* name) {
   std::fprintf(stderr,
                "Usage: %s --list\n"
-               "       %s --prepare DIR             makes the input files\n"
+               "       %s --prepare DIR [N]         makes the input files, or such that are N times smaller\n"
                "       NAMES=NAME,... %s --run DIR  runs the jobs there\n"
                "       %s --usage FILE CMD ...      runs CMD and writes its seconds and peak KiB to FILE\n",
                name, name, name, name);
@@ -164,10 +164,13 @@ int main(int argc, char** argv) {
       return 0;
     }
     if (what == "--usage" && argc > 3) return measure_usage(argv[2], argv + 3);
-    if (argc != 3 || (what != "--prepare" && what != "--run")) return usage(argv[0]);
+    const bool prepare = what == "--prepare";
+    const int part = prepare && argc == 4 ? std::atoi(argv[3]) : 1;
+    if (part < 1 || !(argc == 3 || (prepare && argc == 4)) || !(prepare || what == "--run"))
+      return usage(argv[0]);
     if (chdir(argv[2]) != 0) fail(argv[2]);
-    if (what == "--prepare") {
-      make_inputs();
+    if (prepare) {
+      make_inputs(static_cast<unsigned>(part));
       return 0;
     }
   } else {

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by bench/engine: the programs that its jobs run, and the RAM disk with them. Uses die(), $scratch.
+# Sourced by bench/engine and tests/guest/lockstep_jobs.sh: the programs that the jobs run, and the RAM disk with them.
+# Uses die(), $scratch and what is in guest.sh.
 
 # The Debian package that brings the program NAME.
 package_of() {
@@ -26,18 +27,6 @@ files_of() {
   PATH=/usr/bin:/bin type -P as
 }
 
-# put_into_root FILE...: with the libraries that ldd names, where they are here.
-put_into_root() {
-  local file library
-  for file in "$@"; do
-    [[ -e ${scratch:?}/root/$file ]] || install -D -m 755 -- "$file" "$scratch/root/$file"
-    # "NAME => FILE (ADDRESS)" and, for the loader, "FILE (ADDRESS)". A static program has none.
-    while read -r library; do
-      [[ -e $scratch/root/$library ]] || install -D -m 755 -- "$library" "$scratch/root/$library"
-    done < <(ldd "$file" 2>/dev/null | awk '{ for (i = 1; i <= NF; ++i) if ($i ~ /^\//) { print $i; break } }')
-  done
-}
-
 # drop_missing_jobs: takes jobs out of $scratch/names (KIND NAME CPUS) whose program is not installed.
 drop_missing_jobs() {
   local name program
@@ -47,14 +36,15 @@ drop_missing_jobs() {
     echo "$name is left out: $program is not installed (apt-get install $(package_of "$program"))" >>"$scratch/left-out"
     awk -v name="$name" '!($1 == "job" && $2 == name)' "$scratch/names" >"$scratch/names.new"
     mv -- "$scratch/names.new" "$scratch/names"
-  done < <(awk '$1 == "job" { print $2 }' "$scratch/names")
+  done < <(awk '$1 == "job" { print $2 }' "${scratch:?}/names")
 }
 
-# make_job_files: the input files in $scratch/files, and in $scratch/root with the programs of the jobs in $scratch/names.
+# make_job_files PROGRAM [N]: the input files (N times smaller) in $scratch/files, and in $scratch/root with the programs
+# of the jobs in $scratch/names.
 make_job_files() {
   local name files
   mkdir -p "$scratch/files" "$scratch/root/dev" "$scratch/root/jobs"
-  "$1" --prepare "$scratch/files" || die "cannot make the jobs' files" "free some space in ${TMPDIR:-/tmp}"
+  "$1" --prepare "$scratch/files" "${2-1}" || die "cannot make the jobs' files" "free some space in ${TMPDIR:-/tmp}"
   cp -- "$scratch"/files/* "$scratch/root/jobs/"
   while read -r name; do
     mapfile -t files < <(files_of "${name%-[0-9]*}")

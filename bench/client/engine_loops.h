@@ -3,10 +3,9 @@
 // and returns the nanoseconds of one iteration.
 #pragma once
 
-#include "engine_base.h"
+#include "engine_pages.h"
 #include <algorithm>
 #include <cstddef>
-#include <sys/mman.h>
 
 namespace bench {
 
@@ -26,24 +25,6 @@ template <class F> double fastest(Count count, F&& body, Count parts = 5) {
   }
   return static_cast<double>(best) / static_cast<double>(n);
 }
-
-// Anonymous memory in 4 KiB pages, so that every system has the same number of pages to deal with.
-class Pages {
- public:
-  explicit Pages(std::size_t size, int protection = PROT_READ | PROT_WRITE) : size_(size) {
-    memory_ = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory_ == MAP_FAILED) fail("mmap");
-    madvise(memory_, size, MADV_NOHUGEPAGE); // may fail where there are no huge pages
-  }
-  ~Pages() { munmap(memory_, size_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  std::uint8_t* data() const { return static_cast<std::uint8_t*>(memory_); }
-
- private:
-  void* memory_;
-  std::size_t size_;
-};
 
 // engine_instructions.cpp
 double integer(Count count);

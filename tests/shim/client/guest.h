@@ -43,6 +43,7 @@ class Guest : public testing::Test {
     slot.memory_size = memory_size;
     slot.userspace_addr = reinterpret_cast<std::uint64_t>(memory_);
     ASSERT_EQ(ioctl(vm_, KVM_SET_USER_MEMORY_REGION, &slot), 0) << strerror(errno);
+    prepare_vm();
     vcpu_ = ioctl(vm_, KVM_CREATE_VCPU, 0);
     ASSERT_GE(vcpu_, 0) << strerror(errno);
     const int size = ioctl(kvm_, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -62,6 +63,9 @@ class Guest : public testing::Test {
     munmap(memory_, memory_size);
     for (const int fd : {vcpu_, vm_, kvm_}) close(fd);
   }
+
+  // Between the memory and the vCPU.
+  virtual void prepare_vm() {}
 
   void code(std::initializer_list<int> bytes, std::uint64_t at = code_at) {
     for (const int b : bytes) memory_[at++] = static_cast<std::uint8_t>(b);
