@@ -220,8 +220,9 @@ void Mmu::protect_host_page(const std::byte* host_page) {
 }
 
 void Mmu::settle_new_code() {
-  // Either our stores are seen by those who compare code after they have noted its page, or we see the note.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // Either our stores are seen by those who compare code after they have noted its page, or we see the note. A
+  // locked instruction is a fence, which ThreadSanitizer has no name for.
+  barrier_.exchange(0, std::memory_order_seq_cst);
   if (code_watch_.noted() == new_code_seen_) return;
   auto pages = code_watch_.new_pages(new_code_seen_);
   if (!pages) {

@@ -12,6 +12,7 @@
 #include "x86/mmu/tlb.h"
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -153,6 +154,7 @@ class Mmu {
   kvm::CodeWatch& code_watch_;
   u64 new_code_seen_ = 0; // of code_watch_.noted()
   bool new_code_lost_ = false;
+  std::atomic<u32> barrier_{0}; // means nothing
   kvm::DirtyRing* dirty_ring_ = nullptr;
   kvm::SlotSnapshot first_space_;
   kvm::SlotSnapshot snapshot_; // of the space that the mode selects
