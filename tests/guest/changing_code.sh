@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/bench/client/guest.sh"
 programs=${BENCH_BIN:-$(dirname "$ring3")}
 engine=jit only=() list=false
-limit=${RING3_GUEST_SECONDS:-300} # seconds until a guest that hangs is killed
+limit=${RING3_GUEST_SECONDS:-600} # seconds until a guest that hangs is killed
 guest_mib=256
 # For `endless`: the process is to have no more than this in memory besides the guest's own. A vCPU has up to 128 MiB of
 # code, which count twice since they are mapped twice, 160 MiB that describe it, blocks of the interpreter, and tables.
@@ -28,7 +28,7 @@ to stay below the guest's $guest_mib MiB and $bound_mib more.
   --list          the names, the CPUs they need, and what one operation is
 
 Environment: RING3 (the program to test; default build/bin/ring3), BENCH_BIN (where guest-changing-code and
-bench-engine-jobs are; default the folder of RING3), RING3_GUEST_SECONDS (limit for each of two guests; default 300).
+bench-engine-jobs are; default the folder of RING3), RING3_GUEST_SECONDS (limit for each of two guests; default 600).
 EOF
 }
 
