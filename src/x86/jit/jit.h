@@ -2,8 +2,7 @@
 // The executor that runs guest code as host code. One a vCPU; its thread only.
 //
 // Code is interpreted until it has run a few times, then translated block by block. What the translator has
-// no form for (16- and 32-bit code, single-stepping, instructions across two pages) stays with the
-// interpreter.
+// no form for (16- and 32-bit code, single-stepping) stays with the interpreter.
 #pragma once
 
 #include "x86/cpu/cpu.h"
