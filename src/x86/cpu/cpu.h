@@ -26,6 +26,7 @@
 namespace ring3::x86 {
 
 class BlockCache;
+class DecodeMemo;
 class StoreLog;
 namespace jit {
 class Jit;
@@ -411,6 +412,7 @@ class Cpu {
 
   // --- code ---
   BlockCache& blocks() { return *blocks_; }
+  DecodeMemo& decode_memo() { return *decode_memo_; }
   // What bytes mean has changed, or where they are: nothing that was made of them is used again.
   void forget_code();
   // Instructions of [host, host + size), which is memory at `a`, are about to be kept: from now on stores to
@@ -540,6 +542,7 @@ class Cpu {
   s32 pauses_left_ = pauses_noted;
   jit::Context translation_;
   StoreLog* store_log_ = nullptr; // null: stores are for good
+  std::unique_ptr<DecodeMemo> decode_memo_;
   std::unique_ptr<BlockCache> blocks_;
   std::unique_ptr<Executor> executor_;
 };

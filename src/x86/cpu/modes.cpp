@@ -2,18 +2,20 @@
 // Reset, and everything that is derived from the mode the processor is in.
 #include "x86/cpu/cpu.h"
 #include "x86/decode/block_cache.h"
+#include "x86/decode/decode_memo.h"
 
 namespace ring3::x86 {
 
 Cpu::Cpu(const kvm::MemorySlots& slots, kvm::CodeWatch& code_watch, Platform& p, std::atomic<u32>& word)
     : mmu(state, slots, code_watch), platform(p), exit_word(word), never_(std::make_unique<TlbTable>()),
-      blocks_(std::make_unique<BlockCache>(*this)) {
+      decode_memo_(std::make_unique<DecodeMemo>()), blocks_(std::make_unique<BlockCache>(*this)) {
   reset(false);
 }
 
 Cpu::~Cpu() = default;
 
 void Cpu::forget_code() {
+  decode_memo_->clear();
   blocks_->flush();
   if (executor_) executor_->forget_code();
 }

@@ -49,6 +49,11 @@ struct JumpTable {
     if (entry[i].target != target) entry[entries + i] = entry[i];
     entry[i] = {target, code};
   }
+  void forget(u64 target) {
+    const unsigned i = index(target);
+    if (entry[i].target == target) entry[i] = {nothing(i), nullptr};
+    if (entry[entries + i].target == target) entry[entries + i] = {nothing(i), nullptr};
+  }
   void clear() {
     if (fills <= filled.size()) {
       for (unsigned i = 0; i < fills; ++i) empty(filled[i]);

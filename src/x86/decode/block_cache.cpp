@@ -2,7 +2,7 @@
 #include "x86/decode/block_cache.h"
 
 #include "x86/cpu/cpu.h"
-#include "x86/decode/decoded.h"
+#include "x86/decode/decode_memo.h"
 #include "x86/interp/bind.h"
 
 #include <algorithm>
@@ -142,14 +142,14 @@ Block* BlockCache::build(GuestVirt at, GuestPhys pa, const std::byte* host, u64 
     const unsigned most = single ? 1 : max_insns;
     while (count < most && !ends) {
       Insn& in = uncached_insns_[count];
-      Decoded d;
-      const DecodeStatus status = decode(bytes.data() + used, available - used, bits, d);
-      if (status == DecodeStatus::need_more) {
+      DecodeStatus status;
+      const auto rest = std::span(bytes).first(available).subspan(used);
+      if (const BoundInsn* const found = cpu_.decode_memo().look(rest, bits, cpu_.cpuid, status)) {
+        in = found->insn;
+        ends = found->ends;
+      } else if (status == DecodeStatus::need_more) {
         if (count > 0) break;
         return build_split(at, bytes.data(), available);
-      }
-      if (status == DecodeStatus::ok) {
-        bind(d, cpu_.cpuid, in, ends);
       } else {
         in = Insn{};
         in.handler = status == DecodeStatus::too_long ? handle_too_long : handle_ud;
@@ -215,11 +215,9 @@ Block* BlockCache::build_split(GuestVirt at, const u8* first, u64 first_size) {
 
   SplitEntry& entry = split_[hash(at.value ^ cpu_.code_bits_, split_bits)];
   if (!(entry.at == at.value && entry.bits == cpu_.code_bits_ && entry.bytes == bytes)) {
-    Decoded d;
-    bool ends = false;
-    const DecodeStatus status = decode(bytes.data(), 15, cpu_.code_bits_, d);
-    if (status == DecodeStatus::ok) {
-      bind(d, cpu_.cpuid, entry.insn, ends);
+    DecodeStatus status;
+    if (const BoundInsn* const found = cpu_.decode_memo().look(bytes, cpu_.code_bits_, cpu_.cpuid, status)) {
+      entry.insn = found->insn;
     } else {
       entry.insn = Insn{};
       entry.insn.handler = status == DecodeStatus::invalid ? handle_ud : handle_too_long;

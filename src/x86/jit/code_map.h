@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <bitset>
 #include <memory>
 #include <span>
@@ -59,6 +60,11 @@ class CodeMap {
     return fine;
   }
   void clear_jumps() { jumps_.clear(); }
+  void forget_jump(u64 linear) { jumps_.forget(linear); }
+  // Where it leads to `from`, to `to` instead.
+  void replace_jump(u64 linear, const u8* from, const u8* to) {
+    if (jumps_.find(linear) == from) jumps_.put(linear, to);
+  }
   void clear();
 
  private:
@@ -90,7 +96,17 @@ class CodeMaps {
   void refresh(const Mmu& mmu);
   // For CPL 3, or for the rest.
   CodeMap& map(bool user);
+  // Its number, below 32.
+  unsigned number(bool user) const { return user ? 1 + context_ : 0; }
   void clear_jumps();
+  // Does it with the maps of these numbers, a bit each.
+  template <class F> void each(u32 numbers, F&& f) {
+    if ((numbers & 1) != 0) f(kernel_);
+    for (u32 rest = numbers >> 1; rest != 0; rest &= rest - 1) {
+      const auto& m = user_[static_cast<unsigned>(std::countr_zero(rest))];
+      if (m) f(*m);
+    }
+  }
 
  private:
   template <class F> void each(F&& f) {
@@ -100,6 +116,7 @@ class CodeMaps {
     }
   }
 
+  static_assert(Mmu::context_count < 32);
   CodeMap kernel_;
   // Large; made when a context is first used.
   std::array<std::unique_ptr<CodeMap>, Mmu::context_count> user_;

@@ -23,7 +23,7 @@ namespace ring3::x86::jit {
 
 namespace {
 
-constexpr u8 hot = 12; // times that code is interpreted first
+constexpr u8 hot = 6; // times that code is interpreted first
 // Samples, of which there is one in Cpu::poll_interval instructions, until code is worth more work.
 constexpr u8 much = 8;
 
@@ -123,22 +123,8 @@ Jit::Store::Store(Cpu& cpu, std::unique_ptr<CodeCache> code_cache, bool checked)
   cache->take(CodeArea::hot, thunk_bytes);
 }
 
-TranslatedBlock*& Jit::Store::place(u64 linear, const std::byte* host) {
-  return table[hash(linear, host, table_bits)];
-}
-
-void Jit::Store::put(TranslatedBlock& t) {
-  TranslatedBlock*& first = place(t.linear, t.host);
-  t.next = first;
-  first = &t;
-}
-
-void Jit::Store::grow() {
-  table_bits += 2;
-  table.assign(std::size_t{1} << table_bits, nullptr);
-  for (TranslatedBlock* const t : blocks) {
-    if (t->incarnation == t->page->incarnation) put(*t);
-  }
+TranslatedPage*& Jit::Store::pages_at(u64 linear, const std::byte* host) {
+  return pages[hash(linear, host, page_bits)];
 }
 
 Jit::Jit(Cpu& cpu, bool checked)
@@ -152,12 +138,10 @@ void Jit::forget_code() { flush_wanted_ = true; }
 
 void Jit::flush() {
   flush_wanted_ = false;
-  std::ranges::fill(store_->table, nullptr);
   std::ranges::fill(store_->pages, nullptr);
   store_->blocks.clear();
   store_->certain.clear();
   store_->memory.rewind();
-  store_->memo.clear();
   store_->cache->rewind(store_->thunk_bytes);
   clear_jumps();
   statistics_.flushes.add();
@@ -168,18 +152,28 @@ void Jit::flush() {
 void Jit::clear_jumps() {
   statistics_.refreshes.add();
   store_->maps.clear_jumps();
+  for (TranslatedPage* const p : store_->entered) p->ways = 0;
   store_->entered.clear();
-  ++store_->entered_since;
   pending_ = nullptr;
+}
+
+void Jit::forget_ways(TranslatedPage& page) {
+  if (page.ways == 0) return;
+  store_->maps.each(std::exchange(page.ways, 0), [&](CodeMap& m) {
+    for (u64 at = page.heads._Find_first(); at < page_size; at = page.heads._Find_next(at))
+      m.forget_jump(page.linear + at);
+  });
+  std::erase(store_->entered, &page);
 }
 
 // Code is written more often than code that is being executed, and most epochs find nothing new. Not more is
 // looked at than is in a proportion to what was executed since the last time.
-bool Jit::entered_are_valid() {
+void Jit::check_entered() {
   constexpr u64 few = 64, instructions_a_page = 128;
   const u64 executed = cpu_.instructions - std::exchange(entered_checked_at_, cpu_.instructions);
-  return store_->entered.size() <= few + executed / instructions_a_page &&
-         std::ranges::all_of(store_->entered, [&](TranslatedPage* p) { return valid(*p); });
+  if (store_->entered.size() > few + executed / instructions_a_page) return clear_jumps();
+  // From the end: those that are found stale leave.
+  for (std::size_t i = store_->entered.size(); i-- > 0;) static_cast<void>(valid(*store_->entered[i]));
 }
 
 void Jit::refresh_jumps() {
@@ -199,7 +193,7 @@ void Jit::refresh_jumps() {
   if (code_changes_ != changes || epoch_ != cpu_.code_epoch) {
     code_changes_ = changes;
     epoch_ = cpu_.code_epoch;
-    if (!entered_are_valid()) clear_jumps();
+    check_entered();
   }
   cpu_.translation_.jumps = map().jumps();
 }
@@ -234,24 +228,22 @@ bool Jit::valid(TranslatedPage& page) {
       return true;
     }
   }
+  // Whoever wrote there may not have counted it yet; afterwards, nothing would tell this page from any other.
+  forget_ways(page);
   page.renew();
   page.version = version;
   page.epoch = cpu_.code_epoch;
-  // Whoever wrote there may not have counted it yet; afterwards, nothing would tell this page from any other.
-  clear_jumps();
   doubt_tails();
   return false;
 }
 
 TranslatedBlock* Jit::known(u64 linear, const std::byte* host) {
-  TranslatedBlock** link = &store_->place(linear, host);
-  while (TranslatedBlock* const t = *link) {
-    if (t->linear != linear || t->host != host) {
-      link = &t->next;
-      continue;
+  const u64 offset = linear & page_offset_mask;
+  for (TranslatedPage* p = store_->pages_at(linear - offset, host - offset); p != nullptr; p = p->next) {
+    if (p->linear != linear - offset || p->host != host - offset || !valid(*p)) continue;
+    for (TranslatedBlock* t = p->blocks_at(offset); t != nullptr; t = t->next) {
+      if (t->linear == linear) return t;
     }
-    if (t->incarnation == t->page->incarnation && valid(*t->page)) return t;
-    *link = t->next; // stale
   }
   return nullptr;
 }
@@ -297,13 +289,21 @@ TranslatedBlock* Jit::improved(TranslatedBlock& t, const CodeMap::Page& code) {
     *at = jmp;
     std::memcpy(at + 1, &distance, sizeof distance);
   };
+  // Who goes on in it comes by its entries. All others do not have to.
   lead(t.code, made->code);
   if (t.entry_memory != t.code) lead(t.entry_memory, made->entry_memory);
+  for (Exit* x = std::exchange(t.links, nullptr); x != nullptr;) {
+    Exit& link = *x;
+    x = x->next_into;
+    follow(link, *made);
+  }
+  store_->maps.each(t.page->ways,
+                    [&](CodeMap& m) { m.replace_jump(t.linear, t.entry_memory, made->entry_memory); });
   return made;
 }
 
 TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* watch) {
-  TranslatedPage*& bucket = store_->pages[hash(linear, host, Store::page_bits)];
+  TranslatedPage*& bucket = store_->pages_at(linear, host);
   for (TranslatedPage* p = bucket; p != nullptr; p = p->next) {
     if (p->linear == linear && p->host == host && p->watch == watch) return p;
   }
@@ -314,6 +314,7 @@ TranslatedPage* Jit::page_of(u64 linear, const std::byte* host, kvm::CodePage* w
   p->watch = watch;
   p->version = watch->version.load(std::memory_order_acquire);
   p->epoch = cpu_.code_epoch;
+  p->blocks.fill(nullptr);
   p->next = bucket;
   bucket = p;
   return p;
@@ -330,8 +331,8 @@ bool Jit::keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<co
   const bool agrees = each_line(lines & page.lines,
                                 [&](u64 at) { return equals_guest(&page.copy[at], page.host + at, 128); });
   if (!agrees) {
+    forget_ways(page);
     page.renew();
-    clear_jumps();
   }
   each_line(lines & ~page.lines, [&](u64 at) {
     std::memcpy(&page.copy[at], &bytes[at], 128);
@@ -362,7 +363,7 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
     return next_bytes;
   };
   const GuestPhys page_physical = code.physical;
-  TraceBuilder builder(cpu_.cpuid, store_->memo, *page, page_behind);
+  TraceBuilder builder(cpu_.cpuid, cpu_.decode_memo(), *page, page_behind);
   const unsigned count = builder.build(linear, store_->sources, tier, [&](u64 at) -> unsigned {
     const u64 there = at & page_offset_mask;
     return at == linear || page->heads[there] ? hot
@@ -397,11 +398,8 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
   }
   page->heads.set(offset);
   store_->blocks.push_back(made);
-  if (store_->blocks.size() > store_->table.size()) {
-    store_->grow();
-  } else {
-    store_->put(*made);
-  }
+  TranslatedBlock*& first = page->blocks_at(offset);
+  made->next = std::exchange(first, made);
   statistics_.translations.add();
   statistics_.instructions.add(made->count);
   statistics_.host_bytes.add(static_cast<u64>(made->end - made->code));
@@ -411,18 +409,19 @@ TranslatedBlock* Jit::translate(u64 linear, const CodeMap::Page& code, Tier tier
 
 // --- running them ---
 
-void Jit::follow(const Exit& x, TranslatedBlock& to) {
+void Jit::follow(Exit& x, TranslatedBlock& to) {
   if (x.target != to.linear || x.of->page != to.page || x.of->incarnation != to.incarnation) return;
   const u8* const target = x.flags_in_memory ? to.entry_memory : to.code;
   const auto distance = static_cast<s32>(target - (x.executable_field + 4));
   std::memcpy(x.field, &distance, sizeof distance);
+  x.next_into = std::exchange(to.links, &x);
 }
 
 void Jit::note_way(TranslatedBlock& to) {
   map().put_jump(to.linear, to.entry_memory);
-  if (to.page->entered == store_->entered_since) return;
-  to.page->entered = store_->entered_since;
-  store_->entered.push_back(to.page);
+  TranslatedPage& page = *to.page;
+  if (page.ways == 0) store_->entered.push_back(&page);
+  page.ways |= 1u << store_->maps.number(cpu_.state.cpl == 3);
 }
 
 const u8* Jit::step(Cpu* cpu, const StepSite* s) {
@@ -469,8 +468,8 @@ void Jit::doubt_tails() {
 
 // All that is known of the page goes, which is simple, and seldom.
 void Jit::drop_page_of(const TranslatedBlock& t) {
+  forget_ways(*t.page);
   t.page->renew();
-  clear_jumps();
 }
 
 // The instruction is another one now.
@@ -508,7 +507,7 @@ bool Jit::execute(TranslatedBlock& t) {
   cpu_.translation_.budget = entry_budget_;
   cpu_.translation_.vectors_usable = usable_vectors();
   statistics_.entries.add();
-  const Exit* const x = store_->thunks.enter(&cpu_, t.entry_memory);
+  Exit* const x = store_->thunks.enter(&cpu_, t.entry_memory);
   cpu_.instructions += static_cast<u64>(s64{entry_budget_} - cpu_.translation_.budget);
   pending_ = x;
   statistics_.left[x != nullptr ? static_cast<unsigned>(x->kind) : Statistics::ways_out - 1].add();

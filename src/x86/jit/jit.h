@@ -11,7 +11,6 @@
 #include "x86/jit/block_emitter.h"
 #include "x86/jit/block_memory.h"
 #include "x86/jit/code_map.h"
-#include "x86/jit/decode_memo.h"
 #include "x86/jit/guest_turn.h"
 #include "x86/jit/signal_frame.h"
 #include "x86/jit/statistics.h"
@@ -53,25 +52,18 @@ class Jit final : public Executor {
     std::size_t thunk_bytes = 0;
 
     static constexpr unsigned heat_bits = 16;
-    static constexpr unsigned page_bits = 10;
-    // Blocks by where they are; grows with their number.
-    unsigned table_bits = 14;
-    std::vector<TranslatedBlock*> table = std::vector<TranslatedBlock*>(std::size_t{1} << table_bits);
-    TranslatedBlock*& place(u64 linear, const std::byte* host);
-    void put(TranslatedBlock& t);
-    void grow();
-    std::vector<TranslatedPage*> pages = std::vector<TranslatedPage*>(std::size_t{1} << page_bits);
+    static constexpr unsigned page_bits = 14;
+    std::vector<TranslatedPage*> pages =
+        std::vector<TranslatedPage*>(std::size_t{1} << page_bits); // by place
+    TranslatedPage*& pages_at(u64 linear, const std::byte* host);
     std::vector<u8> heat = std::vector<u8>(std::size_t{1} << heat_bits); // how often code was interpreted
     std::vector<TranslatedBlock*> blocks;                                // all of them
 
     SignalFrame signal_frame;
     CodeMaps maps;
-    // The pages that these lead to, and the number that they are marked with.
-    std::vector<TranslatedPage*> entered;
-    u64 entered_since = 0;
-    std::vector<SplitTail*> certain; // that are, for some ring
+    std::vector<TranslatedPage*> entered; // the pages that these may lead to
+    std::vector<SplitTail*> certain;      // that are, for some ring
     std::array<Source, BlockEmitter::max_insns> sources;
-    DecodeMemo memo;
   };
 
   CpuExit loop();
@@ -99,9 +91,10 @@ class Jit final : public Executor {
   // Brings the code maps in line with the address space, the ring and what code there is.
   void refresh_jumps();
   void clear_jumps();
-  bool entered_are_valid();
-  // Aims a link.
-  void follow(const Exit& x, TranslatedBlock& to);
+  void forget_ways(TranslatedPage& page);
+  void check_entered();
+  // Aims a link, unless the code at either end has changed.
+  static void follow(Exit& x, TranslatedBlock& to);
   // Puts it where jumps that are not linked find it.
   void note_way(TranslatedBlock& to);
   // Runs `t` and what follows from it. False: run() must return cpu_.exit.
@@ -125,7 +118,7 @@ class Jit final : public Executor {
   u64 epoch_ = 0;
   u64 entered_checked_at_ = 0; // instructions
 
-  const Exit* pending_ = nullptr;     // waits for the translation of where it leads
+  Exit* pending_ = nullptr;           // waits for the translation of where it leads
   const StepSite* stepped_ = nullptr; // the last one, when it ended the stay
   Step step_result_{};
   bool go_on_ = true; // when settle() was asked about it

@@ -82,7 +82,7 @@ bool Lockstep::execute(TranslatedBlock& t) {
     cpu_.translation_.vectors_usable = jit_.usable_vectors();
     const Exit* const x = jit_.store_->thunks.enter(&cpu_, t.entry_memory);
     if (x != nullptr && x->kind == Exit::Kind::head) return true; // something else comes first
-    if (x == nullptr && jit_.stepped_ == nullptr) { // the page behind is another one now
+    if (x == nullptr && jit_.stepped_ == nullptr) {               // the page behind is another one now
       log_.restore();
       take_back(before);
       return true;

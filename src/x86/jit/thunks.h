@@ -19,7 +19,7 @@ struct StepSite;
 struct Thunks {
   // From C++: loads the guest's registers and goes to `code`. The exit that was taken; null: an instruction
   // was stepped and the block is not to go on.
-  using Enter = const Exit* (*)(Cpu*, const u8* code);
+  using Enter = Exit* (*)(Cpu*, const u8* code);
   Enter enter = nullptr;
   // Jumped to with the Exit in scratch_a, and called with the StepSite in it. Registers are where they are
   // between blocks.

@@ -45,26 +45,26 @@ std::span<const u8> TraceBuilder::bytes_at(u64 offset) {
   return std::span(bytes_).subspan(offset, size);
 }
 
-const Source* TraceBuilder::look(u64 at) {
+const BoundInsn* TraceBuilder::look(u64 at) {
   const u64 offset = at & page_offset_mask;
-  const std::span<const u8> bytes = bytes_at(offset);
-  const Source* found = memo_.find(at, bytes);
-  if (found == nullptr) {
-    Source s;
-    if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok) return nullptr;
-    bind(s.decoded, cpuid_, s.insn, s.ends);
-    s.ip = at;
-    s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
-    found = &memo_.put(s);
-  }
-  lines_ |= kvm::CodePage::lines_of(offset, found->insn.len);
+  DecodeStatus ignored;
+  const BoundInsn* const found = memo_.look(bytes_at(offset), 64, cpuid_, ignored);
+  if (found != nullptr) lines_ |= kvm::CodePage::lines_of(offset, found->insn.len);
   return found;
 }
 
+bool TraceBuilder::copied(const BoundInsn& b) const {
+  return b.insn.handler != handle_ud && is_what_it_says(b.decoded, cpuid_);
+}
+
+Source TraceBuilder::source(u64 at, const BoundInsn& b) const {
+  return {.decoded = b.decoded, .insn = b.insn, .ip = at, .copied = copied(b), .ends = b.ends};
+}
+
 bool TraceBuilder::read(u64 at, Source& s) {
-  const Source* const found = look(at);
+  const BoundInsn* const found = look(at);
   if (found == nullptr) return read_split(at, s);
-  s = *found;
+  s = source(at, *found);
   return true;
 }
 
@@ -78,13 +78,11 @@ bool TraceBuilder::read_split(u64 at, Source& s) {
   if (behind.size() < bytes.size()) return false;
   std::ranges::copy(bytes_at(offset), bytes.begin());
   std::copy_n(behind.begin(), bytes.size() - here, bytes.begin() + static_cast<std::ptrdiff_t>(here));
-  s = {};
-  if (decode(bytes.data(), bytes.size(), 64, s.decoded) != DecodeStatus::ok || s.decoded.length <= here)
-    return false;
-  bind(s.decoded, cpuid_, s.insn, s.ends);
-  s.ip = at;
+  DecodeStatus ignored;
+  const BoundInsn* const found = memo_.look(bytes, 64, cpuid_, ignored);
+  if (found == nullptr || found->decoded.length <= here) return false;
+  s = source(at, *found);
   s.split = true;
-  s.copied = s.insn.handler != handle_ud && is_what_it_says(s.decoded, cpuid_);
   lines_ |= kvm::CodePage::lines_of(offset, here);
   return true;
 }
@@ -95,9 +93,9 @@ u16 TraceBuilder::flags_wanted(u64 target) {
   u64 unwritten = rflags::arithmetic;
   u64 wanted = 0;
   for (unsigned i = 0; i < far_enough && in_page(target); ++i) {
-    const Source* const s = look(target);
+    const BoundInsn* const s = look(target);
     if (s == nullptr) break;
-    const FlagUse use = s->copied ? flag_use(s->decoded) : FlagUse{.reads = rflags::arithmetic};
+    const FlagUse use = copied(*s) ? flag_use(s->decoded) : FlagUse{.reads = rflags::arithmetic};
     wanted |= use.reads & unwritten;
     unwritten &= ~use.writes;
     if (unwritten == 0 || (wanted & unwritten) == unwritten) break;

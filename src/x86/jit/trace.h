@@ -4,7 +4,7 @@
 #pragma once
 
 #include "x86/cpu/cpuid.h"
-#include "x86/jit/decode_memo.h"
+#include "x86/decode/decode_memo.h"
 #include "x86/jit/translator.h"
 
 #include <bitset>
@@ -38,7 +38,10 @@ class TraceBuilder {
   // Bytes from there on, as many as an instruction may have.
   std::span<const u8> bytes_at(u64 offset);
   // The instruction there, if it lies in this page alone. Valid until the next call.
-  const Source* look(u64 at);
+  const BoundInsn* look(u64 at);
+  // Whether it may run on the host.
+  bool copied(const BoundInsn& b) const;
+  Source source(u64 at, const BoundInsn& b) const;
   bool read(u64 at, Source& out);
   bool read_split(u64 at, Source& out);
   bool follow(Source& s, u64& next, const Warmth& warmth);

@@ -24,31 +24,35 @@ struct JumpForecast {
   std::bitset<page_size> known, taken;
 };
 
+struct TranslatedBlock;
+
 // A guest page that has translations, at one linear address. Its bytes are kept as they were, for comparing
 // with memory where a VMM may have written there (Cpu::synchronize_code()).
 struct TranslatedPage {
   u64 linear = 0; // of its first byte
   const std::byte* host = nullptr;
   kvm::CodePage* watch = nullptr;
-  u32 version = 0;              // of `watch`; a store by a vCPU has made a newer one
-  u32 incarnation = 0;          // translations of older ones are stale
-  u64 epoch = 0;                // Cpu::code_epoch when the bytes were compared last
-  u32 lines = 0;                // 128 bytes each, of which some byte was translated
-  std::bitset<page_size> heads; // where translations begin, that are not stale
+  u32 version = 0;                // of `watch`; a store by a vCPU has made a newer one
+  u32 incarnation = 0;            // translations of older ones are stale
+  u64 epoch = 0;                  // Cpu::code_epoch when the bytes were compared last
+  u32 lines = 0;                  // 128 bytes each, of which some byte was translated
+  u32 ways = 0;                   // the maps that may lead into it (CodeMaps), a bit each
+  TranslatedPage* next = nullptr; // in the table
+  // Its translations that are not stale, by where they begin, and all those places.
+  std::array<TranslatedBlock*, 64> blocks;
+  std::bitset<page_size> heads;
   JumpForecast forecast;
-  u64 entered = 0; // Jit::Store::entered_since when the jump tables got their first way into it
-  TranslatedPage* next = nullptr;
   std::array<u8, page_size> copy;
 
+  TranslatedBlock*& blocks_at(u64 offset) { return blocks[offset / (page_size / 64)]; }
   // All translations are stale.
   void renew() {
     ++incarnation;
     lines = 0;
+    blocks.fill(nullptr);
     heads.reset();
   }
 };
-
-struct TranslatedBlock;
 
 // The other page of an instruction that lies in two.
 struct SplitTail {
@@ -92,6 +96,7 @@ struct Exit {
   u64 target = 0;
   u8* field = nullptr; // link: the rel32, in the writable mapping
   const u8* executable_field = nullptr;
+  Exit* next_into = nullptr; // link: of TranslatedBlock::links
   TranslatedBlock* of = nullptr;
   const StepSite* step = nullptr;  // indirect: the instruction, should the target be none
   s8 pushed = 0;                   // indirect: what it has added to RSP
@@ -115,7 +120,8 @@ struct TranslatedBlock {
   u32 cold_bytes = 0;              // elsewhere in the cache
   const StepSite* steps = nullptr; // one an instruction
   RegisterMap map;                 // within the block
-  TranslatedBlock* next = nullptr; // in the table
+  Exit* links = nullptr;           // that are aimed at it
+  TranslatedBlock* next = nullptr; // of TranslatedPage::blocks
 };
 
 } // namespace ring3::x86::jit

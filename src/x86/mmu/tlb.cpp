@@ -38,11 +38,7 @@ void TlbTable::flush_page(u64 linear) {
 }
 
 void TlbTable::protect_host_page(const std::byte* host_page) {
-  if (!used) return;
-  const u64 host = reinterpret_cast<u64>(host_page);
-  for (TlbEntry& e : entry) {
-    if (e.write_tag != no_page && e.write_tag + e.addend == host) e.write_tag = no_page;
-  }
+  protect_where([&](const std::byte* host) { return host == host_page; });
 }
 
 void TlbTable::protect_all() {
