@@ -26,6 +26,9 @@ namespace {
 constexpr u8 hot = 6; // times that code is interpreted first
 // Samples, of which there is one in Cpu::poll_interval instructions, until code is worth more work.
 constexpr u8 much = 8;
+// Times that a long trace is left one way, until what comes there is worth more work, too. Samples would not
+// find it: instructions are counted where blocks begin, and a short one's hardly ever are the last.
+constexpr u8 often = 200;
 
 std::size_t hash(u64 linear, const std::byte* host, unsigned bits) {
   const u64 key = reinterpret_cast<u64>(host) ^ linear * 0x9e3779b97f4a7c15ULL;
@@ -255,8 +258,10 @@ TranslatedBlock* Jit::find() {
   const CodeMap::Page* const code = code_page(rip);
   if (code == nullptr) return nullptr;
   const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
-  if (TranslatedBlock* const t = known(rip, host))
-    return t->samples >= much && t->tier == Tier::first ? improved(*t, *code) : t;
+  if (TranslatedBlock* const t = known(rip, host)) {
+    if (t->tier == Tier::second) return t;
+    return t->samples >= much || (leaves_trace() && pending_->taken >= often) ? improved(*t, *code) : t;
+  }
   u8& heat = store_->heat[hash(rip, host, Store::heat_bits)];
   if (heat < hot && !lockstep_) {
     ++heat;
@@ -264,6 +269,10 @@ TranslatedBlock* Jit::find() {
   }
   heat = 0; // for the next time, should there be nothing to translate
   return translate_timed(rip, *code, Tier::first);
+}
+
+bool Jit::leaves_trace() const {
+  return pending_ != nullptr && pending_->kind == Exit::Kind::link && pending_->of->tier == Tier::second;
 }
 
 TranslatedBlock* Jit::translate_timed(u64 linear, const CodeMap::Page& code, Tier tier) {
@@ -584,7 +593,9 @@ CpuExit Jit::loop() {
     TranslatedBlock* const t = cpu_.careful_ || !cpu_.code64_ ? nullptr : find();
     bool go_on;
     if (t != nullptr) {
-      if (pending_ != nullptr && pending_->kind == Exit::Kind::link) {
+      if (t->tier == Tier::first && leaves_trace()) {
+        ++pending_->taken;
+      } else if (pending_ != nullptr && pending_->kind == Exit::Kind::link) {
         follow(*pending_, *t);
       } else if (!lockstep_) { // which wants to see each block
         note_way(*t);

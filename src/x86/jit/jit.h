@@ -93,6 +93,8 @@ class Jit final : public Executor {
   void clear_jumps();
   void forget_ways(TranslatedPage& page);
   void check_entered();
+  // What comes now is where a trace of the second tier was left.
+  bool leaves_trace() const;
   // Aims a link, unless the code at either end has changed.
   static void follow(Exit& x, TranslatedBlock& to);
   // Puts it where jumps that are not linked find it.

@@ -97,6 +97,7 @@ struct Exit {
   u8* field = nullptr; // link: the rel32, in the writable mapping
   const u8* executable_field = nullptr;
   Exit* next_into = nullptr; // link: of TranslatedBlock::links
+  u8 taken = 0;              // link: times that it was left unaimed (Jit::find())
   TranslatedBlock* of = nullptr;
   const StepSite* step = nullptr;  // indirect: the instruction, should the target be none
   s8 pushed = 0;                   // indirect: what it has added to RSP
