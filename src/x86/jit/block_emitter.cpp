@@ -207,44 +207,37 @@ bool is_hint(Op op) {
 // What emit_native() will make of the instruction, as far as lookups are concerned.
 GroupCandidate BlockEmitter::candidate(unsigned i) const {
   const Decoded& d = source_[i].decoded;
+  constexpr GroupCandidate neutral{.access = std::nullopt, .neutral = true};
+  constexpr GroupCandidate harmless{.access = std::nullopt, .harmless = true};
+  const auto on_stack = [](s32 at, bool write) {
+    return GroupCandidate{.access = SimpleAccess{HostMem::at(guest_rsp, at), 8, write}};
+  };
   if (!source_[i].copied || source_[i].split) return {};
-  if (is_hint(d.op)) return {.access = std::nullopt, .neutral = true};
+  if (is_hint(d.op)) return neutral;
   const Operand& o = d.operand[0];
   switch (d.op) {
-  case Op::push:
-    if (!pushes_value(d)) return {};
-    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
+  case Op::push: return pushes_value(d) ? on_stack(-8, true) : harmless;
   case Op::pushf:
-  case Op::pushfq:
-    if (d.operand_bytes != 8) return {};
-    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
-  case Op::pop:
-    if (!pops_register(d)) return {};
-    return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
-  case Op::ret:
-    if (jump_form(d) != JumpForm::ret) return {};
-    return {.access = SimpleAccess{guest_rsp, 0, 8, false}};
+  case Op::pushfq: return d.operand_bytes == 8 ? on_stack(-8, true) : GroupCandidate{};
+  case Op::pop: return pops_register(d) ? on_stack(0, false) : harmless;
+  case Op::ret: return jump_form(d) == JumpForm::ret ? on_stack(0, false) : GroupCandidate{};
   case Op::jcc:
-  case Op::jmp: return {.access = std::nullopt, .neutral = followed(i)};
-  case Op::call:
-    if (d.operand_bytes != 8 || !is_imm(o)) return {};
-    return {.access = SimpleAccess{guest_rsp, -8, 8, true}};
-  case Op::lea: {
-    const auto p = place_of(i);
-    return {.access = std::nullopt,
-            .neutral = o.bits != 16 && plan_.map[o.reg >> 3] != no_reg && p.has_value()};
-  }
+  case Op::jmp: return followed(i) ? neutral : GroupCandidate{};
+  case Op::call: return d.operand_bytes == 8 && is_imm(o) ? on_stack(-8, true) : GroupCandidate{};
+  case Op::lea: return o.bits != 16 && plan_.map[o.reg >> 3] != no_reg && place_of(i) ? neutral : harmless;
+  case Op::div:
+  case Op::idiv: return harmless;
   default: break;
   }
+  if (vector_level_of(d, source_[i].insn)) return can_copy_vector(d, plan_.map) ? harmless : GroupCandidate{};
   const auto form = copy_form(d);
   if (!form || !can_copy(d, *form, plan_.map, d.has_memory)) return {};
-  if (!d.has_memory) return {.access = std::nullopt, .neutral = true};
+  if (!d.has_memory) return neutral;
   const auto p = place_of(i);
   if (!p || p->constant || p->segment == Seg::fs || p->segment == Seg::gs || p->address.base == no_reg ||
-      p->address.index != no_reg || d.memory_bits > 64)
-    return {};
-  return {.access = SimpleAccess{p->address.base, p->address.disp, static_cast<u8>(d.memory_bits / 8),
-                                 d.memory_written}};
+      d.memory_bits > 64)
+    return harmless;
+  return {.access = SimpleAccess{p->address, static_cast<u8>(d.memory_bits / 8), d.memory_written}};
 }
 
 void BlockEmitter::find_groups() {
@@ -348,26 +341,57 @@ BlockEmitter::Place BlockEmitter::stack_place(s32 displacement) const {
   return {.address = HostMem::at(guest_rsp, displacement), .segment = Seg::ss};
 }
 
+HostMem BlockEmitter::found_at(const Place& p) {
+  const bool based = p.segment == Seg::fs || p.segment == Seg::gs;
+  const HostMem base = HostMem::in_cpu(l_.segment_base[static_cast<unsigned>(p.segment)]);
+  const bool registers = p.address.base != no_reg || p.address.index != no_reg;
+  if (based && !registers) {
+    e_.mov(scratch_a, base);
+    return {.base = scratch_a, .index = scratch_b, .disp = p.address.disp};
+  }
+  if (based || p.address.index != no_reg) {
+    e_.lea(scratch_a, p.address);
+    if (based) e_.add(scratch_a, base);
+    return {.base = scratch_a, .index = scratch_b};
+  }
+  HostMem out = p.address;
+  (registers ? out.index : out.base) = scratch_b;
+  return out;
+}
+
 bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigned i, HostMem& out,
                           u16 misaligned) {
   const LookupGroup& group = group_[i];
   if (group.member) {
-    out = given.address;
-    out.index = scratch_b;
+    out = found_at(given);
     return true;
   }
-  Place p = given;
-  if (group.last != 0) {
-    p.address.disp = group.lo;
-    size = group.span;
-    write = group.write;
-  }
-  const auto add_slow = [&]() -> Cold& {
-    Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(Cond::ne));
+  const auto add_slow = [&](Cond c) -> Cold& {
+    Cold& slow = add_cold(Cold::Kind::slow, e_.jcc(c));
     slow.index = static_cast<u16>(i);
-    slow.last = group.last != 0 ? group.last : slow.index;
+    slow.last = group.run.span != 0 ? group.last : slow.index;
     return slow;
   };
+  const bool shared = group.slot != LookupGroup::none;
+  const bool first = shared && group.all.span != 0;
+  if (shared && !first && (slots_filled_ >> group.slot & 1) != 0) {
+    if (live_before_[i] != 0) keep_flags();
+    e_.mov(scratch_b, frame::addend(static_cast<unsigned>(group.slot)));
+    e_.test(scratch_b, scratch_b);
+    Cold& slow = add_slow(Cond::e);
+    host_flags_lost();
+    slow.found_run = e_.here();
+    out = found_at(given);
+    return true;
+  }
+
+  Place p = given;
+  const LookupRange& range = first ? group.all : group.run;
+  if (range.span != 0) {
+    p.address.disp = range.lo;
+    size = range.span;
+    write = range.write;
+  }
   constexpr auto second = static_cast<s32>(TlbTable::entries * sizeof(TlbEntry));
   const s32 tag = write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
   constexpr s32 addend = offsetof(TlbEntry, addend);
@@ -383,7 +407,7 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
       e_.mov_imm(scratch_a, page);
       e_.cmp(scratch_a, HostMem::at(scratch_b, at + tag));
     }
-    Cold& slow = add_slow();
+    Cold& slow = add_slow(Cond::ne);
     host_flags_lost();
     e_.mov(scratch_b, HostMem::at(scratch_b, at + addend));
     slow.found = e_.here();
@@ -403,9 +427,8 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
   if (live_before_[i] != 0) keep_flags();
   const bool based = p.segment == Seg::fs || p.segment == Seg::gs;
   const HostMem base = HostMem::in_cpu(l_.segment_base[static_cast<unsigned>(p.segment)]);
-  // Per-CPU and thread-local variables have no register in their address.
-  const bool only_based = based && p.address.base == no_reg && p.address.index == no_reg;
-  if (only_based) {
+  if (based && p.address.base == no_reg && p.address.index == no_reg) {
+    // Per-CPU and thread-local variables have no register in their address.
     e_.mov(scratch_b, base);
     e_.lea(scratch_b, HostMem::at(scratch_b, p.address.disp));
   } else {
@@ -414,30 +437,21 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
   }
   if (misaligned != 0) {
     e_.test8_imm(scratch_b, static_cast<u8>(misaligned));
-    add_slow();
+    add_slow(Cond::ne);
   }
   emit_probe(e_, l_, size, write);
-  Cold& slow = add_slow();
+  Cold& slow = add_slow(Cond::ne);
   host_flags_lost();
   e_.mov(scratch_b, HostMem::at(scratch_b, addend));
   slow.found = e_.here();
   slow.tag_at = second + tag;
   slow.addend_at = second + addend;
-  if (p.address.index == no_reg && !based) {
-    out = given.address;
-    if (out.base == no_reg) {
-      out.base = scratch_b;
-    } else {
-      out.index = scratch_b;
-    }
-  } else if (only_based) {
-    e_.mov(scratch_a, base);
-    out = {.base = scratch_a, .index = scratch_b, .disp = p.address.disp};
-  } else {
-    e_.lea(scratch_a, p.address);
-    if (based) e_.add(scratch_a, base);
-    out = {.base = scratch_a, .index = scratch_b};
+  if (first) {
+    e_.mov(frame::addend(static_cast<unsigned>(group.slot)), scratch_b);
+    slots_filled_ |= 1u << group.slot;
+    slow.found_run = e_.here();
   }
+  out = found_at(given);
   return true;
 }
 
@@ -673,6 +687,25 @@ void BlockEmitter::unlinked(const Cold& c, u8* field) {
   aim_at_thunk(e_.jmp(), thunks_.leave);
 }
 
+void BlockEmitter::look_up_run(const Cold& c) {
+  const LookupGroup& g = group_[c.index];
+  constexpr auto second = static_cast<s32>(TlbTable::entries * sizeof(TlbEntry));
+  const s32 tag = g.run.write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
+  if (g.all.span != 0) e_.mov_imm(frame::addend(static_cast<unsigned>(g.slot)), 0);
+  HostMem address = candidate(c.index).access->address;
+  address.disp = g.run.lo;
+  e_.lea(scratch_b, address);
+  emit_probe(e_, l_, g.run.span, g.run.write);
+  u8* const found = e_.jcc(Cond::e);
+  e_.lea(scratch_b, HostMem::at(scratch_b, second));
+  e_.cmp(scratch_a, HostMem::at(scratch_b, tag));
+  u8* const missed = e_.jcc(Cond::ne);
+  e_.aim_here(found);
+  e_.mov(scratch_b, HostMem::at(scratch_b, offsetof(TlbEntry, addend)));
+  if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.found_run);
+  e_.aim_here(missed);
+}
+
 void BlockEmitter::cold(const Cold& c) {
   e_.aim_here(c.from);
   switch (c.kind) {
@@ -690,6 +723,7 @@ void BlockEmitter::cold(const Cold& c) {
       if (!e_.overflowed()) Emitter::aim(e_.jmp(), c.found);
       e_.aim_here(missed);
     }
+    if (c.found_run != nullptr) look_up_run(c);
     end_loans();
     keep_pointers(c.pointers);
     bool returns = true;

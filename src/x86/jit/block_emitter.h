@@ -51,7 +51,9 @@ class BlockEmitter {
     // slow: the lookup goes on here if the second half of the TLB has the page. Null: that is not asked.
     u8* found;
     s32 tag_at, addend_at; // there, from scratch_b
-    bool page_is_known;    // slow: and this is it; else it is in scratch_a
+    // slow: what the run accesses is looked up alone, and this is where it goes on then. Null: it is not.
+    u8* found_run;
+    bool page_is_known; // slow: and this is it; else it is in scratch_a
     s32 page;
   };
   // There is room for more than most blocks need, which nobody should have to fill.
@@ -101,6 +103,10 @@ class BlockEmitter {
   // The TLB lookup: what to access instead. False: it can only be stepped, and nothing was written.
   // `misaligned`: address bits that have to be 0.
   bool lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
+  // The operand, where scratch_b has the addend.
+  HostMem found_at(const Place& p);
+  // Out of the way, for a run whose group was not found.
+  void look_up_run(const Cold& c);
 
   // The same for a linear address that the code has computed into scratch_b, where the operand's address is
   // afterwards. The flags have been kept.
@@ -167,6 +173,7 @@ class BlockEmitter {
   bool in_host_ = false, in_memory_ = false; // neither: nobody will ask for them
   bool ended_ = false;                       // by a jump
   u8 live_vectors_ = 0;                      // levels that are known to be
+  u32 slots_filled_ = 0;                     // frame::addend, a bit each
   s16 pointers_of_ = none;                   // the instruction whose FOP and FIP memory does not have yet
   static constexpr unsigned max_cold = 5 * max_insns + 4;
   std::array<Cold, max_cold> cold_;

@@ -440,12 +440,16 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
     return jit.give_up(*s);
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
   (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
+  const u64 protections = cpu->mmu.protections();
   const Step result = s->insn.handler(*cpu, s->insn);
   // A jump that is followed has the next site behind it.
   const bool goes_on = s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip && !cpu->careful_
                                    : result == Step::next && !s->ends;
+  // Lookups that were made may not be right any more, or the code. No other vCPU finds any while Lockstep is
+  // in a block.
   if (goes_on && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
-      cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
+      cpu->mmu.generation() == jit.mmu_generation_ &&
+      (cpu->mmu.protections() == protections || jit.lockstep_)) [[likely]] {
     if (!s->native || s->unmasks) cpu->translation_.vectors_usable = jit.usable_vectors();
     return nullptr;
   }

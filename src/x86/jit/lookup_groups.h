@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which memory operands of a block share one TLB lookup: those off the same base register, near one another,
-// with nothing between them that needs the translator's registers. Stack frames and structures are like that.
+// Which memory operands of a block share one TLB lookup: those off the same registers, near one another.
+// Stack frames and structures are like that.
+//
+// What a lookup has found (TlbEntry::addend) stays in scratch_b for as long as nothing else needs that: a
+// *run* of instructions. Where more runs follow, it is kept in the frame for them.
 #pragma once
 
 #include "x86/jit/register_plan.h"
 
 #include <optional>
 #include <span>
-#include <vector>
 
 namespace ring3::x86::jit {
 
-// An access to [base + disp, base + disp + size), with the base register's value before the instruction.
+// An access to `size` bytes at an address, with the registers' values before the instruction.
 struct SimpleAccess {
-  HostReg base = no_reg;
-  s32 disp = 0;
+  HostMem address;
   u8 size = 0;
   bool write = false;
 };
@@ -23,16 +24,26 @@ struct SimpleAccess {
 struct GroupCandidate {
   std::optional<SimpleAccess> access; // it makes one, and no other
   bool neutral = false;               // it makes none, and leaves the scratch registers alone
+  bool harmless = false;              // it changes nobody's right to access anything
+};
+
+struct LookupRange {
+  s32 lo = 0;
+  u16 span = 0; // bytes from there; 0: nothing
+  bool write = false;
 };
 
 // For each instruction, how it takes part.
 struct LookupGroup {
-  bool member = false; // the operand was looked up by an earlier instruction
-  // The first one of a group looks up [lo, lo + span) for all up to `last`; 0: it is not that.
+  static constexpr s8 none = -1;
+
+  bool member = false; // its operand was looked up by an earlier instruction of the run
+  // The first of a run, which goes on to `last`: what that accesses. Otherwise nothing.
+  LookupRange run;
   u16 last = 0;
-  s32 lo = 0;
-  u16 span = 0;
-  bool write = false; // any of them writes
+  // The first of a run: where in the frame the addend is, if that covers other runs, too.
+  s8 slot = none;
+  LookupRange all; // of the first run: what all of them access
 };
 
 // `out` has an element for each instruction.

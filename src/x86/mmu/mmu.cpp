@@ -84,10 +84,14 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
     settle_new_code();
   const u64 addend = reinterpret_cast<u64>(b.host) - page;
   const bool same = e.addend == addend && (e.read_tag == page || e.exec_tag == page);
+  bool lost = e.write_tag != TlbTable::no_page; // the right to write somewhere
   if (!same) {
     const bool other = (e.read_tag != TlbTable::no_page && e.read_tag != page) ||
                        (e.exec_tag != TlbTable::no_page && e.exec_tag != page);
-    if (other) tlb.set_aside(i);
+    if (other) {
+      lost = tlb.entry[TlbTable::entries + i].write_tag != TlbTable::no_page;
+      tlb.set_aside(i);
+    }
     e = TlbEntry{TlbTable::no_page, TlbTable::no_page, TlbTable::no_page, addend};
   }
   note_mapped(b, t.pa);
@@ -104,6 +108,8 @@ void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, 
       if (code == nullptr || code->lines.load(std::memory_order_acquire) == 0) e.write_tag = page;
     }
   }
+  if (same && e.write_tag != TlbTable::no_page) lost = false;
+  if (lost) ++protections_;
   tlb.global[i] = t.global && (same ? tlb.global[i] : true);
   tlb.note_fill(i);
   if (t.large) context_->large.note(page);
@@ -213,6 +219,7 @@ void Mmu::select_context(u16 pcid) {
 }
 
 void Mmu::protect_host_page(const std::byte* host_page) {
+  ++protections_;
   for (auto& c : contexts_) {
     if (!c) continue;
     for (TlbTable& t : c->table) t.protect_host_page(host_page);
@@ -220,8 +227,8 @@ void Mmu::protect_host_page(const std::byte* host_page) {
 }
 
 void Mmu::settle_new_code() {
-  // Either our stores are seen by those who compare code after they have noted its page, or we see the note. A
-  // locked instruction is a fence, which ThreadSanitizer has no name for.
+  // Either our stores are seen by those who compare code after they have noted its page, or we see the note.
+  // A locked instruction is a fence, which ThreadSanitizer has no name for.
   barrier_.exchange(0, std::memory_order_seq_cst);
   if (code_watch_.noted() == new_code_seen_) return;
   auto pages = code_watch_.new_pages(new_code_seen_);
@@ -238,6 +245,7 @@ void Mmu::settle_new_code() {
         const auto found = std::ranges::lower_bound(*pages, host, {}, &kvm::CodeWatch::NewPage::host);
         if (found == pages->end() || found->host != host) return false;
         code_watch_.written(found->page, page_size);
+        ++protections_;
         return true;
       });
     }
@@ -250,6 +258,7 @@ bool Mmu::protect_new_code() {
 }
 
 void Mmu::protect_all() {
+  ++protections_;
   for (auto& c : contexts_) {
     if (!c) continue;
     for (TlbTable& t : c->table) t.protect_all();

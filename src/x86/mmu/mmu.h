@@ -97,6 +97,8 @@ class Mmu {
   void flush_all_contexts_non_global(); // INVPCID type 3
   void select_context(u16 pcid);        // MOV CR3 with PCIDs
   void protect_host_page(const std::byte* host_page);
+  // Grows whenever a page that a table said may be written is not there as such any more.
+  u64 protections() const { return protections_; }
   void protect_all();
   // Forgets write permission for pages that have become code since the last time, by way of other vCPUs. What
   // this one could write until now it may have written, so that is told to all. False: it is not known any
@@ -177,6 +179,7 @@ class Mmu {
   unsigned context_number_ = 0;
   u64 use_counter_ = 0;
   u64 generation_ = 1;
+  u64 protections_ = 0;
   u64 global_generation_ = 1;
   u64 page_flushes_ = 0;
   std::array<GuestVirt, remembered_flushes> flushed_;

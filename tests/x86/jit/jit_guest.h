@@ -82,6 +82,7 @@ class JitGuest {
   u64& reg(Gpr r) { return cpu_->state.regs[r]; }
   u8* ram() { return ram_; }
   std::atomic<u32>& exit_word() { return exit_word_; }
+  kvm::CodeWatch& watch() { return watch_; }
   void map(u64 at, u64 rights) { store_raw<u64>(ram_ + page_table + 8 * (at >> 12), at | rights); }
 
   void load(std::vector<u8> program) {

@@ -40,7 +40,7 @@ class Groups {
 };
 
 GroupCandidate access(HostReg base, s32 disp, u8 size, bool write) {
-  return {.access = SimpleAccess{base, disp, size, write}};
+  return {.access = SimpleAccess{HostMem::at(base, disp), size, write}};
 }
 constexpr GroupCandidate neutral{.access = std::nullopt, .neutral = true};
 
@@ -51,9 +51,9 @@ TEST(LookupGroups, PushesAreOneStore) {
   g.add({0x41, 0x54}, access(guest_rsp, -8, 8, true)); // push r12
   const auto& p = g.plan();
   EXPECT_EQ(p[0].last, 2);
-  EXPECT_EQ(p[0].lo, -24);
-  EXPECT_EQ(p[0].span, 24);
-  EXPECT_TRUE(p[0].write);
+  EXPECT_EQ(p[0].run.lo, -24);
+  EXPECT_EQ(p[0].run.span, 24);
+  EXPECT_TRUE(p[0].run.write);
   EXPECT_TRUE(p[1].member && p[2].member);
 }
 
@@ -64,9 +64,9 @@ TEST(LookupGroups, FieldsOfAStructure) {
   g.add({0x48, 0x89, 0x47, 0x20}, access(rdi, 32, 8, true)); // mov [rdi+32], rax
   const auto& p = g.plan();
   EXPECT_EQ(p[0].last, 2);
-  EXPECT_EQ(p[0].lo, 8);
-  EXPECT_EQ(p[0].span, 32);
-  EXPECT_TRUE(p[0].write);
+  EXPECT_EQ(p[0].run.lo, 8);
+  EXPECT_EQ(p[0].run.span, 32);
+  EXPECT_TRUE(p[0].run.write);
   EXPECT_FALSE(p[1].member);
   EXPECT_TRUE(p[2].member);
 }
@@ -94,6 +94,63 @@ TEST(LookupGroups, FarApartOrInterruptedIsNone) {
   EXPECT_EQ(interrupted.plan()[0].last, 0);
 }
 
+TEST(LookupGroups, RunsShareOneLookup) {
+  Groups g;
+  g.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));       // mov rax, [rdi]
+  g.add({0x48, 0x8b, 0x0e}, access(rsi, 0, 8, false));       // mov rcx, [rsi]
+  g.add({0x48, 0x83, 0xc7, 0x10}, neutral);                  // add rdi, 16
+  g.add({0x48, 0x89, 0x47, 0x40}, access(rdi, 64, 8, true)); // mov [rdi+64], rax
+  g.add({0x48, 0x89, 0x47, 0x48}, access(rdi, 72, 8, true)); // mov [rdi+72], rax
+  g.add({0x48, 0x8b, 0x4e, 0x08}, access(rsi, 8, 8, false)); // mov rcx, [rsi+8]
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].all.lo, 0);
+  EXPECT_EQ(p[0].all.span, 96);
+  EXPECT_TRUE(p[0].all.write);
+  EXPECT_EQ(p[0].last, 0);
+  EXPECT_EQ(p[0].run.span, 8);
+  EXPECT_FALSE(p[0].run.write);
+  EXPECT_EQ(p[3].slot, p[0].slot);
+  EXPECT_EQ(p[3].all.span, 0);
+  EXPECT_EQ(p[3].last, 4);
+  EXPECT_EQ(p[3].run.lo, 64) << "from what the register is there";
+  EXPECT_EQ(p[3].run.span, 16);
+  EXPECT_TRUE(p[4].member);
+  EXPECT_NE(p[1].slot, LookupGroup::none);
+  EXPECT_NE(p[1].slot, p[0].slot);
+  EXPECT_EQ(p[5].slot, p[1].slot);
+}
+
+TEST(LookupGroups, OnlyWhatIsHarmlessComesBetweenRuns) {
+  for (const bool is : {false, true}) {
+    Groups g;
+    g.add({0x48, 0x8b, 0x07}, access(rdi, 0, 8, false));
+    g.add({0x0f, 0x01, 0xcb}, {.access = std::nullopt, .harmless = is}); // stac, which is not
+    g.add({0x48, 0x8b, 0x47, 0x08}, access(rdi, 8, 8, false));
+    EXPECT_EQ(g.plan()[0].slot != LookupGroup::none, is);
+  }
+}
+
+TEST(LookupGroups, TheIndexCountsToo) {
+  const auto indexed = [](HostReg index) {
+    GroupCandidate c = access(rdi, 0, 4, false);
+    c.access->address.index = index;
+    return c;
+  };
+  Groups same;
+  same.add({0x8b, 0x04, 0x0f}, indexed(rcx)); // mov eax, [rdi+rcx]
+  same.add({0x8b, 0x1c, 0x0f}, indexed(rcx)); // mov ebx, [rdi+rcx]
+  EXPECT_TRUE(same.plan()[1].member);
+  Groups changed;
+  changed.add({0x8b, 0x04, 0x0f}, indexed(rcx));
+  changed.add({0x48, 0xff, 0xc1}, neutral); // inc rcx
+  changed.add({0x8b, 0x1c, 0x0f}, indexed(rcx));
+  EXPECT_FALSE(changed.plan()[2].member);
+  Groups other;
+  other.add({0x8b, 0x04, 0x0f}, indexed(rcx));
+  other.add({0x8b, 0x1c, 0x17}, indexed(rdx));
+  EXPECT_EQ(other.plan()[0].run.span, 0);
+}
+
 TEST(LookupGroups, TheStackPointerIsFollowed) {
   Groups g;
   g.add({0x53}, access(guest_rsp, -8, 8, true));                  // push rbx
@@ -104,8 +161,8 @@ TEST(LookupGroups, TheStackPointerIsFollowed) {
   g.add({0xc3}, access(guest_rsp, 0, 8, false), true);            // ret
   const auto& p = g.plan();
   EXPECT_EQ(p[0].last, 5);
-  EXPECT_EQ(p[0].lo, -24);
-  EXPECT_EQ(p[0].span, 32);
+  EXPECT_EQ(p[0].run.lo, -24);
+  EXPECT_EQ(p[0].run.span, 32);
 }
 
 } // namespace
