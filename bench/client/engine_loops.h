@@ -61,6 +61,6 @@ double read_msr(Count count);
 double ipi_running(Count count);
 double tlb_shootdown(Count count);
 double wake_halted(Count count);
-bool has_msr_device();
+bool has_free_mtrr();
 
 } // namespace bench

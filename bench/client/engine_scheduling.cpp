@@ -2,16 +2,18 @@
 // Loops about what comes between a program's instructions: switches, timers, interrupts of other CPUs, MSRs.
 #include "engine_cpus.h"
 #include "engine_loops.h"
+#include <asm/mtrr.h>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <thread>
 
 namespace bench {
@@ -185,36 +187,52 @@ double tlb_shootdown(Count count) {
 
 namespace {
 
-constexpr const char* msr_device = "/dev/cpu/0/msr";
-constexpr off_t apic_base = 0x1b;
+constexpr const char* mtrr_file = "/proc/mtrr";
 
-int open_msr_device() {
-  if (getpid() == 1) { // a guest's /dev is empty
-    constexpr unsigned msr_major = 202;
-    mkdir("/dev/cpu", 0755);
-    mkdir("/dev/cpu/0", 0755);
-    mknod(msr_device, S_IFCHR | 0600, makedev(msr_major, 0));
+int open_mtrr_file() {
+  if (getpid() == 1) { // a guest's /proc is yet to be mounted
+    mkdir("/proc", 0755);
+    mount("proc", "/proc", "proc", 0, nullptr);
   }
-  return open(msr_device, O_RDONLY | O_CLOEXEC);
+  return open(mtrr_file, O_RDONLY | O_CLOEXEC);
+}
+
+// The kernel reads the mask of a variable range, and the base only if the range is in use.
+bool read_mtrr(int fd, unsigned range, bool& used) {
+  mtrr_gentry entry{};
+  entry.regnum = range;
+  const bool there = ioctl(fd, MTRRIOC_GET_ENTRY, &entry) == 0;
+  used = entry.size != 0;
+  return there;
+}
+
+// The last one that is not in use, or -1.
+int free_mtrr(int fd) {
+  int found = -1;
+  bool used = false;
+  for (unsigned i = 0; fd >= 0 && read_mtrr(fd, i, used); ++i) {
+    if (!used) found = static_cast<int>(i);
+  }
+  return found;
 }
 
 } // namespace
 
-bool has_msr_device() {
-  const int fd = open_msr_device();
-  std::uint64_t value = 0;
-  const bool works = fd >= 0 && pread(fd, &value, sizeof value, apic_base) == sizeof value;
+bool has_free_mtrr() {
+  const int fd = open_mtrr_file();
+  const bool found = free_mtrr(fd) >= 0;
   if (fd >= 0) close(fd);
-  return works;
+  return found;
 }
 
 double read_msr(Count count) {
   const Cpus here(1);
-  const int fd = open_msr_device();
+  const int fd = open_mtrr_file();
+  const auto range = static_cast<unsigned>(free_mtrr(fd));
   const double ns = fastest(count, [&](Count n) {
-    std::uint64_t value = 0;
     for (Count i = 0; i < n; ++i) {
-      if (pread(fd, &value, sizeof value, apic_base) != sizeof value) fail(msr_device);
+      bool used = false;
+      if (!read_mtrr(fd, range, used) || used) fail(mtrr_file);
     }
   });
   close(fd);

@@ -8,6 +8,8 @@ namespace ring3::kvm {
 
 int Vcpu::leave(int result) {
   arch_->leaving();
+  if (stats_file_) [[unlikely]]
+    copy_stats();
   out_of_guest();
   return result;
 }
@@ -21,7 +23,7 @@ int Vcpu::run() {
     const u64 generation = slots_.generation();
     const u64 valid_from = slots_.dirty_log().writes_valid_from();
     if (valid_from != writes_valid_from_.load(std::memory_order_relaxed)) requests |= request::protect;
-    if ((requests & request::event) != 0) ++stats_->req_event;
+    if ((requests & request::event) != 0) ++stats().req_event;
     arch_->take_requests(requests);
     slots_seen_.store(generation, std::memory_order_seq_cst);
     writes_valid_from_.store(valid_from, std::memory_order_seq_cst);
@@ -38,7 +40,7 @@ int Vcpu::run() {
         if (next_exit) return leave(0);
         if (kicked) exit_word_.fetch_and(~request::kick, std::memory_order_seq_cst);
       }
-      ++stats_->signal_exits;
+      ++stats().signal_exits;
       // As KVM: immediate_exit leaves the last reason, which VMMs may still want to look at.
       if (kicked) run_->exit_reason = KVM_EXIT_INTR;
       return leave(-EINTR);
@@ -57,21 +59,21 @@ int Vcpu::run() {
     }
     const u64 start = clock_.now_ns();
     const Entry entry = arch_->enter(*run_);
-    stats_->guest_ns += clock_.now_ns() - start;
-    ++stats_->exits;
+    stats().guest_ns += clock_.now_ns() - start;
+    ++stats().exits;
     switch (entry) {
     case Entry::again: break;
     case Entry::halted:
-      ++stats_->halt_exits;
+      ++stats().halt_exits;
       if (!arch_->halts_in_kernel()) {
         run_->exit_reason = KVM_EXIT_HLT;
         return leave(0);
       }
       break;
     case Entry::user:
-      if (run_->exit_reason == KVM_EXIT_IO) ++stats_->io_exits;
-      if (run_->exit_reason == KVM_EXIT_MMIO) ++stats_->mmio_exits;
-      if (run_->exit_reason == KVM_EXIT_IRQ_WINDOW_OPEN) ++stats_->request_irq_exits;
+      if (run_->exit_reason == KVM_EXIT_IO) ++stats().io_exits;
+      if (run_->exit_reason == KVM_EXIT_MMIO) ++stats().mmio_exits;
+      if (run_->exit_reason == KVM_EXIT_IRQ_WINDOW_OPEN) ++stats().request_irq_exits;
       return leave(0);
     }
   }

@@ -10,6 +10,7 @@
 #include "kvm/memory_slots.h"
 #include "kvm/run_pages.h"
 #include "kvm/stats.h"
+#include "kvm/vcpu_record.h"
 
 #include <atomic>
 #include <linux/kvm.h>
@@ -31,8 +32,8 @@ constexpr u32 kick = 1u << 31;       // return to user space with -EINTR
 
 class Vcpu {
  public:
-  // `pages` is valid() and shared with the VMM as it likes.
-  Vcpu(u32 id, const Clock& clock, const MemorySlots& slots, std::unique_ptr<RunPages> pages);
+  // `vm`: next_vm_number(). `pages` is valid() and shared with the VMM as it likes.
+  Vcpu(u32 vm, u32 id, const Clock& clock, const MemorySlots& slots, std::unique_ptr<RunPages> pages);
   ~Vcpu();
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
@@ -70,9 +71,17 @@ class Vcpu {
   DirtyRing* dirty_ring() { return dirty_ring_ ? &*dirty_ring_ : nullptr; }
 
   // Written by this vCPU's thread.
-  VcpuStats& stats() { return *stats_; }
+  VcpuStats& stats() { return *stats_.load(std::memory_order_relaxed); }
   // KVM_GET_STATS_FD: a new descriptor or -errno. Not while run() is under way.
-  int open_stats() { return stats_.open(); }
+  int open_stats();
+  // What other processes see of this vCPU.
+  VcpuRecord& record() { return record_; }
+  // They see this now. `instructions`: that were retired. This vCPU's thread.
+  void publish(u64 instructions) {
+    record_.instructions().set(instructions);
+    if (stats_file_) [[unlikely]]
+      copy_stats();
+  }
 
  private:
   int leave(int result);
@@ -84,6 +93,7 @@ class Vcpu {
   void wait_until_seen(const std::atomic<u64>& seen, u64 number);
   // Sleeps until a request is posted or the next deadline is due.
   void sleep();
+  void copy_stats();
 
   const u32 id_;
   const Clock& clock_;
@@ -99,7 +109,9 @@ class Vcpu {
   std::atomic<u32> waiters_{0};
   std::atomic<u32> answers_{0}; // the waiters' futex
   std::optional<DirtyRing> dirty_ring_;
-  Stats<VcpuStats> stats_;
+  VcpuRecord record_;
+  std::optional<Stats<VcpuStats>> stats_file_;      // once the VMM has asked for it
+  std::atomic<VcpuStats*> stats_{&record_.stats()}; // in the record, or in that file
 };
 
 } // namespace ring3::kvm

@@ -44,6 +44,21 @@ Examples:
   ring3 exec -- qemu-system-x86_64 -accel kvm -nographic -kernel vmlinuz
   ring3 exec --vendor amd -- ./x86_64/state_test)";
 
+constexpr const char* stat_footer =
+    R"(Shows processes with vCPUs of ring3, `ring3 run` and programs under `ring3 exec`: for each
+vCPU the instructions and exits so far, how much was translated, why translated code was left,
+and which instructions their handlers always do. Without PID: all that you may look at. The
+processes are not disturbed. Numbers are some thousand instructions old at most while a vCPU
+runs. --json prints a list of processes, each with its vCPUs as `ring3 exec --stats` has them.
+
+Exit codes: 0 something was shown (with --json and without PID: the list, which may be empty);
+1 nothing to show, or a PID that cannot be shown (others are); 2 bad usage.
+
+Examples:
+  ring3 stat
+  ring3 stat $(pidof qemu-system-x86_64)
+  ring3 stat --json | jq '.[].vcpus[].translator.handled')";
+
 void add_engine_option(CLI::App& app, std::string& engine) {
   app.add_option("--engine", engine,
                  "What executes guest code: jit translates it to host code (default), interp interprets it, "
@@ -74,6 +89,7 @@ int cli_main(std::span<const std::string> arguments) {
   RunOptions run_options;
   FeaturesOptions features_options;
   ExecOptions exec_options;
+  StatOptions stat_options;
   DoctorOptions doctor_options;
 
   // The guest's command is taken away first: nothing in it is an option of ours.
@@ -124,6 +140,10 @@ int cli_main(std::span<const std::string> arguments) {
   exec->add_flag("--quiet,-q", exec_options.quiet, "Nothing but errors of our own");
   CLI::App* env = app.add_subcommand("env", "Print what `exec` sets, for a shell: eval \"$(ring3 env)\"");
   add_exec_options(*env, exec_options);
+  CLI::App* stat = app.add_subcommand("stat", "Show what running vCPUs have done so far: stat [PID ...]");
+  stat->footer(stat_footer);
+  stat->add_option("PID", stat_options.pids, "Processes; default: all that you may look at")->type_name("");
+  stat->add_flag("--json", stat_options.json, "For programs");
   CLI::App* doctor =
       app.add_subcommand("doctor", "Say what this host has and lacks, and which VMMs it could serve");
   doctor->footer("Exit codes: 0; 1 if something will not work.");
@@ -152,6 +172,11 @@ int cli_main(std::span<const std::string> arguments) {
     if (run_options.has_command)
       return report({"env takes no command", "leave out what follows --", exit_usage});
     return cli_env(exec_options);
+  }
+  if (stat->parsed()) {
+    if (run_options.has_command)
+      return report({"stat takes no command", "leave out what follows --", exit_usage});
+    return cli_stat(stat_options);
   }
   if (doctor->parsed()) {
     if (run_options.has_command)

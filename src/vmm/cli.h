@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command line: `ring3 run`, `exec`, `env`, `doctor`, `features`. Errors are one line with a second one
-// that says what to do.
+// The command line: `ring3 run`, `exec`, `env`, `stat`, `doctor`, `features`. Errors are one line with a
+// second one that says what to do.
 #pragma once
 
 #include "base/error.h"
@@ -42,11 +42,17 @@ struct DoctorOptions {
   bool json = false;
 };
 
+struct StatOptions {
+  std::vector<std::string> pids; // empty: all processes
+  bool json = false;
+};
+
 int cli_main(std::span<const std::string> arguments); // without the program's name
 int cli_run(const RunOptions& options);
 int cli_features(const FeaturesOptions& options);
 int cli_exec(const ExecOptions& options); // returns only with an error
 int cli_env(const ExecOptions& options);
+int cli_stat(const StatOptions& options);
 int cli_doctor(const DoctorOptions& options); // exit_host_error if something will not work
 
 // Prints "ring3: error: ..." and "fix: ..." and returns the error's exit code.

@@ -55,6 +55,15 @@ Result<u32> parse_cpus(std::string_view text) {
   return number;
 }
 
+Result<pid_t> parse_pid(std::string_view text) {
+  pid_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size() || number <= 0)
+    return fail(fmt::format("'{}' is not the number of a process", text),
+                "give PIDs, such as: ring3 stat 1234", exit_usage);
+  return number;
+}
+
 Result<x86::Engine> parse_engine(std::string_view text) {
   const auto engine = text.empty() ? x86::default_engine : x86::find_engine(text);
   if (!engine)

@@ -7,6 +7,7 @@
 #include "x86/api/engine.h"
 
 #include <string_view>
+#include <sys/types.h>
 
 namespace ring3::vmm {
 
@@ -17,6 +18,7 @@ constexpr int exit_usage = 2;
 // trailing B or iB. Without a suffix: MiB when below 65,536, as QEMU reads small numbers; bytes otherwise.
 Result<u64> parse_memory(std::string_view text);
 Result<u32> parse_cpus(std::string_view text);
+Result<pid_t> parse_pid(std::string_view text);
 // The value of --engine; empty: the default.
 Result<x86::Engine> parse_engine(std::string_view text);
 

@@ -56,22 +56,6 @@ refused() {
   judge "$name" "$code" "$want" error
 }
 
-# little_endian NUMBER: its four bytes.
-little_endian() {
-  local hex
-  hex=$(printf '%08x' $(($1 & 0xffffffff)))
-  printf '%b' "\\x${hex:6:2}\\x${hex:4:2}\\x${hex:2:2}\\x${hex:0:2}"
-}
-
-# multiboot FILE CODE: a kernel that is the 32-bit machine code CODE (as printf's escapes) at 0x100020.
-multiboot() {
-  local magic=0x1badb002 flags=0x10000 load=0x100000 word
-  {
-    for word in $magic $flags $((-(magic + flags))) $load $load 0 0 $((load + 0x20)); do little_endian "$word"; done
-    printf '%b' "$2"
-  } >"$1"
-}
-
 # --- images ---
 kernel=$(find "${RING3_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ring3}/kernel" /boot -name 'vmlinuz-*' -type f \
   -print -quit 2>/dev/null || true)

@@ -34,13 +34,16 @@ class Vcpu::Arch final : public kvm::ArchVcpu {
 };
 
 Vcpu::Vcpu(Vm& vm, u32 id, std::unique_ptr<kvm::RunPages> pages)
-    : vm_(vm), vcpu_(id, vm.clock(), vm.slots(), std::move(pages)),
+    : vm_(vm), vcpu_(vm.number(), id, vm.clock(), vm.slots(), std::move(pages)),
       cpu_(vm.slots(), vm.code_watch(), *this, vcpu_.exit_word()),
       pv_(cpu_.mmu, vm.slots(), vm.clock(), vm.kvm_clock(), *this, vcpu_.exit_word()),
       tsc_khz_(vm.tsc_khz()) {
   vcpu_.attach(std::make_unique<Arch>(*this));
-  if (vm.engine() != Engine::interpreter)
-    cpu_.set_executor(std::make_unique<jit::Jit>(cpu_, vm.engine() == Engine::lockstep));
+  if (vm.engine() != Engine::interpreter) {
+    static_assert(sizeof(jit::Statistics) <= kvm::record_format::Record::executor_bytes);
+    auto& statistics = jit::Statistics::in(vcpu_.record().executor(jit::Statistics::layout()));
+    cpu_.set_executor(std::make_unique<jit::Jit>(cpu_, vm.engine() == Engine::lockstep, &statistics));
+  }
   cpu_.mmu.set_dirty_ring(vcpu_.dirty_ring());
   cpu_.state.tsc_offset = tsc_offset_for(0); // in step with the others, and 0 for the first
   if (id == vm.boot_cpu_id()) user_apic_.base |= Lapic::bootstrap_bit;
@@ -145,6 +148,7 @@ void Vcpu::pause() {
 }
 
 void Vcpu::poll() {
+  vcpu_.publish(cpu_.instructions);
   const u64 now = vm_.clock().now_ns();
   if (timers_.next_deadline() <= now) timers_.run_expired(now);
   if (vm_.timers().next_deadline() <= now) vm_.timers().run_expired(now);
@@ -373,6 +377,7 @@ kvm::Entry Vcpu::enter(kvm_run& run) {
   executing_ = true;
   const CpuExit why = cpu_.run();
   executing_ = false;
+  vcpu_.publish(cpu_.instructions);
   return finish(why, run);
 }
 

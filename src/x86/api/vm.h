@@ -14,6 +14,7 @@
 #include "kvm/stats.h"
 #include "kvm/timer_queue.h"
 #include "kvm/uapi_6_12.h"
+#include "kvm/vcpu_record.h"
 #include "x86/api/engine.h"
 #include "x86/api/guest_tsc.h"
 #include "x86/api/vm_settings.h"
@@ -95,6 +96,8 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
   const kvm::MemorySlots& slots() const { return slots_; }
   kvm::CodeWatch& code_watch() { return code_watch_; }
   Engine engine() const { return engine_; }
+  // Its number in this process.
+  u32 number() const { return number_; }
   kvm::TimerQueue& timers() { return timers_; }
   kvm::PageWorkers& page_workers() { return page_workers_; }
   // Null if the VMM has all interrupt controllers itself.
@@ -165,6 +168,7 @@ class Vm final : public kvm::VmApi, public kvm::VmStateApi, private kvm::CodeWat
   void drive_line(u32 gsi, bool level, kvm::IrqFds::Source source);
 
   const Engine engine_;
+  const u32 number_ = kvm::next_vm_number();
   std::unique_ptr<kvm::Clock> clock_;
   TscSync tsc_sync_;
   std::atomic<u64> tsc_khz_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The calls of a VM that concern eventfds, coalesced writes, dirty pages and statistics.
 #include "x86/api/vcpu.h"
+#include "x86/api/vcpu_report.h"
 #include "x86/api/vm.h"
 
 #include <cerrno>
@@ -90,9 +91,8 @@ std::string Vm::stats_json() {
   std::string out =
       fmt::format("\"vm\":{{{}}},\"vcpus\":[", kvm::stats_json(kvm::StatsLayout::vm(), &*stats_));
   for (const auto& v : vcpus_) {
-    out += fmt::format("{}{{\"id\":{},\"instructions\":{},{}{}}}", v == vcpus_.front() ? "" : ",",
-                       v->generic().id(), v->instructions(),
-                       kvm::stats_json(kvm::StatsLayout::vcpu(), &v->generic().stats()),
+    out += fmt::format("{}{{{}{}}}", v == vcpus_.front() ? "" : ",",
+                       vcpu_members(v->generic().id(), v->instructions(), v->generic().stats()),
                        v->executor_stats_json());
   }
   return out + ']';

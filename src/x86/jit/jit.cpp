@@ -130,8 +130,10 @@ TranslatedPage*& Jit::Store::pages_at(u64 linear, const std::byte* host) {
   return pages[hash(linear, host, page_bits)];
 }
 
-Jit::Jit(Cpu& cpu, bool checked)
-    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr) {
+Jit::Jit(Cpu& cpu, bool checked, Statistics* statistics)
+    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr),
+      own_statistics_(statistics == nullptr ? std::make_unique<Statistics>() : nullptr),
+      statistics_(statistics == nullptr ? *own_statistics_ : *statistics) {
   cpu_.poll_interval = 16384; // some microseconds
 }
 

@@ -28,7 +28,8 @@ class Jit final : public Executor {
  public:
   // Takes memory when there is something to translate: a VMM may make a thousand vCPUs of which most run
   // little. `checked`: see lockstep.h.
-  explicit Jit(Cpu& cpu, bool checked = false);
+  // `statistics`: where to count, which is all zero; null: in memory of its own.
+  explicit Jit(Cpu& cpu, bool checked = false, Statistics* statistics = nullptr);
   ~Jit() override;
 
   CpuExit run() override;
@@ -129,7 +130,8 @@ class Jit final : public Executor {
   u64 program_gs_ = 0; // the GS base of whoever called run()
   bool running_ = false;
   GuestTurn turn_;
-  Statistics statistics_;
+  const std::unique_ptr<Statistics> own_statistics_; // null: they are elsewhere
+  Statistics& statistics_;
 };
 
 } // namespace ring3::x86::jit

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a vCPU's translator has done. The vCPU's thread counts, others may read.
+// What a vCPU's translator has done. The vCPU's thread counts, others may read; so may other processes, if
+// the counters are in a vCPU's record (kvm/vcpu_record.h).
 #pragma once
 
 #include "base/types.h"
 
 #include <array>
 #include <atomic>
+#include <cstddef>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,7 +25,7 @@ class Counter {
   std::atomic<u64> value_{0};
 };
 
-struct Statistics {
+struct Statistics {     // of nothing but counters, which statistics.cpp names
   Counter translations; // blocks
   Counter instructions; // of the guest, in those blocks; more than once if translated again
   Counter improved;     // blocks that were translated once more, since they were hot
@@ -42,12 +45,18 @@ struct Statistics {
   static constexpr unsigned mnemonics = 2048;
   std::array<Counter, mnemonics> handled;
 
+  // In memory of at least that size, aligned as counters are; all-zero bytes are counters that are 0.
+  static Statistics& in(std::span<std::byte> memory);
+  static const Statistics& in(std::span<const std::byte> memory);
+
   // The mnemonics that were handled most, and how often.
   std::vector<std::pair<std::string, u64>> most_handled(unsigned count) const;
   // A member of a JSON object: "translator":{...}.
   std::string json() const;
   // For people: lines without a prefix.
   std::vector<std::string> lines() const;
+  // Differs between builds whose counters mean something else.
+  static u64 layout();
 };
 
 } // namespace ring3::x86::jit

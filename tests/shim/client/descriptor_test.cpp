@@ -176,7 +176,9 @@ TEST_F(Descriptors, ChildCannotUseTheVm) {
     kvm_regs r;
     const bool refused = ioctl(vcpu_, KVM_GET_REGS, &r) == -1 && errno == EIO;
     const int kvm = open("/dev/kvm", O_RDWR);
-    const bool own = kvm >= 0 && ioctl(kvm, KVM_CREATE_VM, 0) >= 0;
+    const int vm = kvm >= 0 ? ioctl(kvm, KVM_CREATE_VM, 0) : -1;
+    const int vcpu = vm >= 0 ? ioctl(vm, KVM_CREATE_VCPU, 0) : -1;
+    const bool own = vcpu >= 0 && ioctl(vcpu, KVM_GET_REGS, &r) == 0;
     _exit((refused ? 0 : 1) | (own ? 0 : 2));
   }
   int status = 0;

@@ -3,6 +3,7 @@
 #include "x86/api/vcpu.h"
 #include "x86/api/vm.h"
 #include "x86/cpu/cpuid_model.h"
+#include "x86/jit/statistics.h"
 
 #include <algorithm>
 #include <array>
@@ -455,6 +456,33 @@ TEST_F(VmEvents, StatisticsOfVmAndVcpu) {
   EXPECT_GE(vcpu, 0);
   close(vm);
   close(vcpu);
+}
+
+// What other processes see (`ring3 stat`), also when the VMM has a file of its own.
+TEST_F(VmEvents, RecordOfAVcpuIsUpToDate) {
+  code({0xe6, 0x10, 0xeb, 0xfc});
+  start();
+  kvm::Vcpu& v = vcpu_[0]->generic();
+  const auto check = [&](u64 exits) {
+    EXPECT_EQ(v.record().instructions().value(), vcpu_[0]->instructions());
+    EXPECT_EQ(v.record().stats().exits.value(), exits);
+    EXPECT_EQ(v.record().stats().io_exits.value(), exits);
+    EXPECT_EQ(v.stats().exits.value(), exits);
+  };
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(run().exit_reason, KVM_EXIT_IO);
+  check(3);
+  const jit::Statistics& executor = jit::Statistics::in(v.record().executor(jit::Statistics::layout()));
+  EXPECT_GT(executor.interpreted.value(), 0u) << "16-bit code";
+  const int file = v.open_stats();
+  ASSERT_GE(file, 0);
+  check(3);
+  EXPECT_EQ(run().exit_reason, KVM_EXIT_IO);
+  check(4);
+  u64 counted = 0;
+  const u64 at = kvm::StatsLayout::vcpu().data_offset() + offsetof(kvm::VcpuStats, exits);
+  EXPECT_EQ(pread(file, &counted, sizeof counted, static_cast<off_t>(at)), 8);
+  EXPECT_EQ(counted, 4u);
+  close(file);
 }
 
 } // namespace
