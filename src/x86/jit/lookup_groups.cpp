@@ -33,6 +33,8 @@ std::optional<s64> added(const Decoded& d, HostReg base, const RegisterPlan& pla
     }
     if (d.op == Op::inc) return 1;
     if (d.op == Op::dec) return -1;
+    const bool itself = d.base < 16 && plan.map[d.base] == base && d.index >= 16;
+    if (d.op == Op::lea && itself && d.address_bytes == 8) return d.displacement;
   }
   for (unsigned i = 0; i < d.operands; ++i) {
     if (is_base(d.operand[i]) && d.operand[i].written) return std::nullopt;
@@ -62,7 +64,7 @@ class Planner {
   struct Member {
     u16 index;
     bool begins_run;
-    s64 moved; // the base register, since the first one
+    s64 moved; // the address, since the first one
   };
 
   bool planned(unsigned i) const { return out_[i].member || out_[i].run.span != 0; }
@@ -106,9 +108,10 @@ void Planner::collect(unsigned first) {
       if (!next && !candidates_[i].harmless) break;
       in_run = false;
     }
-    const auto change = added(source_[i].decoded, a.address.base, plan_);
-    if (!change || added(source_[i].decoded, a.address.index, plan_) != 0) break;
-    moved += *change;
+    const auto of_base = added(source_[i].decoded, a.address.base, plan_);
+    const auto of_index = added(source_[i].decoded, a.address.index, plan_);
+    if (!of_base || !of_index) break;
+    moved += *of_base + *of_index * (s64{1} << a.address.scale);
     if (source_[i].ends && source_[i].followed == JumpForm::none) break;
   }
 }

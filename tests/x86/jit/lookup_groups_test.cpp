@@ -131,20 +131,32 @@ TEST(LookupGroups, OnlyWhatIsHarmlessComesBetweenRuns) {
 }
 
 TEST(LookupGroups, TheIndexCountsToo) {
-  const auto indexed = [](HostReg index) {
+  const auto indexed = [](HostReg index, u8 scale = 0) {
     GroupCandidate c = access(rdi, 0, 4, false);
     c.access->address.index = index;
+    c.access->address.scale = scale;
     return c;
   };
   Groups same;
   same.add({0x8b, 0x04, 0x0f}, indexed(rcx)); // mov eax, [rdi+rcx]
   same.add({0x8b, 0x1c, 0x0f}, indexed(rcx)); // mov ebx, [rdi+rcx]
   EXPECT_TRUE(same.plan()[1].member);
+  Groups moved;
+  moved.add({0x8b, 0x04, 0x8f}, indexed(rcx, 2)); // mov eax, [rdi+rcx*4]
+  moved.add({0x48, 0xff, 0xc1}, neutral);         // inc rcx
+  moved.add({0x48, 0x8d, 0x7f, 0x10}, neutral);   // lea rdi, [rdi+16]
+  moved.add({0x8b, 0x1c, 0x8f}, indexed(rcx, 2)); // mov ebx, [rdi+rcx*4]
+  EXPECT_EQ(moved.plan()[0].run.span, 4 + 16 + 4);
   Groups changed;
   changed.add({0x8b, 0x04, 0x0f}, indexed(rcx));
-  changed.add({0x48, 0xff, 0xc1}, neutral); // inc rcx
+  changed.add({0xff, 0xc1}, neutral); // inc ecx, which may begin at 0 again
   changed.add({0x8b, 0x1c, 0x0f}, indexed(rcx));
   EXPECT_FALSE(changed.plan()[2].member);
+  Groups loaded;
+  loaded.add({0x8b, 0x04, 0x0f}, indexed(rcx));
+  loaded.add({0x48, 0x8d, 0x3c, 0x0f}, neutral); // lea rdi, [rdi+rcx]
+  loaded.add({0x8b, 0x1c, 0x0f}, indexed(rcx));
+  EXPECT_FALSE(loaded.plan()[2].member);
   Groups other;
   other.add({0x8b, 0x04, 0x0f}, indexed(rcx));
   other.add({0x8b, 0x1c, 0x17}, indexed(rdx));
