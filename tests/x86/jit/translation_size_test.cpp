@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Golden sizes: the host's bytes for each guest instruction on its straight way, without the block's head and
-// without what is out of the way. Where a translation has become longer, or shorter, this list has to say so.
+// Golden sizes: the host's instructions and bytes for each guest instruction on its straight way, without the
+// block's head and without what is out of the way. Where a translation has become longer, or shorter, this
+// list has to say so.
 #include "x86/cpu/cpuid_model.h"
 #include "x86/interp/bind.h"
 #include "x86/jit/block_emitter.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,6 +69,17 @@ class Translated {
   bool native(unsigned i) const { return block_->steps[i].native; }
   // Of the straight way, from the beginning of an instruction to that of the next one.
   unsigned size(unsigned i) const { return block_->steps[i + 1].host_offset - block_->steps[i].host_offset; }
+  unsigned instructions(unsigned i) const {
+    const std::span code(block_->code + block_->steps[i].host_offset, size(i));
+    unsigned n = 0;
+    for (std::size_t at = 0; at < code.size(); ++n) {
+      Decoded d;
+      EXPECT_EQ(decode(&code[at], code.size() - at, 64, d), DecodeStatus::ok);
+      if (d.length == 0) break;
+      at += d.length;
+    }
+    return n;
+  }
   unsigned head() const { return block_->steps[0].host_offset; }
 
  private:
@@ -81,85 +95,85 @@ class Translated {
 struct Golden {
   const char* text;
   std::vector<u8> bytes;
-  unsigned host_bytes;
+  unsigned host_instructions, host_bytes;
 };
 
 // One instruction, then XOR of all flags, so that nobody wants the ones there were.
 const Golden goldens[] = {
-    {"mov rax, rbx", {0x48, 0x89, 0xd8}, 3},
-    {"mov eax, 1", {0xb8, 1, 0, 0, 0}, 5},
-    {"add rax, r12", {0x4c, 0x01, 0xe0}, 3},
-    {"lea rax, [rbx+rcx*4+8]", {0x48, 0x8d, 0x44, 0x8b, 0x08}, 5},
-    {"lea rax, [rip+8]", {0x48, 0x8d, 0x05, 8, 0, 0, 0}, 7},
-    {"nop", {0x90}, 0},
-    {"endbr64", {0xf3, 0x0f, 0x1e, 0xfa}, 0},
-    {"mov rax, [rbx+8]", {0x48, 0x8b, 0x43, 0x08}, 53},
-    {"mov rax, [rbx+rcx*8]", {0x48, 0x8b, 0x04, 0xcb}, 56},
-    {"mov al, [rbx]", {0x8a, 0x03}, 50},
-    {"mov [rbx+8], rax", {0x48, 0x89, 0x43, 0x08}, 54},
-    {"mov rax, [rip+8]", {0x48, 0x8b, 0x05, 8, 0, 0, 0}, 33},
-    {"mov rax, gs:[0x10]", {0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0}, 71},
-    {"lock inc qword [rdi]", {0xf0, 0x48, 0xff, 0x07}, 53},
-    {"div rbx", {0x48, 0xf7, 0xf3}, 12},
-    {"mov rax, gs:[rip+8]", {0x65, 0x48, 0x8b, 0x05, 8, 0, 0, 0}, 77},
-    {"push [rdi+8]", {0xff, 0x77, 0x08}, 121},
-    {"pop rsp", {0x5c}, 51},
-    {"cli", {0xfa}, 28},
-    {"swapgs", {0x0f, 0x01, 0xf8}, 60},
-    {"push rbx", {0x53}, 58},
-    {"pop rbx", {0x5b}, 55},
-    {"addsd xmm0, xmm1", {0xf2, 0x0f, 0x58, 0xc1}, 19},
-    {"movups xmm0, [rsi]", {0x0f, 0x10, 0x06}, 67},
-    {"fmulp", {0xde, 0xc9}, 41},
-    {"fcomi st, st(1)", {0xdb, 0xf1}, 41},
-    {"fcmovb st, st(1)", {0xda, 0xc1}, 59},
-    {"fld qword [rsi+8]", {0xdd, 0x46, 0x08}, 105},
-    {"fstp tbyte [rsi]", {0xdb, 0x3e}, 103},
-    {"fnstsw ax", {0xdf, 0xe0}, 17},
-    {"fldcw [rsi]", {0xd9, 0x2e}, 99},
-    {"fwait", {0x9b}, 15},
-    {"paddb mm0, mm1", {0x0f, 0xfc, 0xc1}, 18},
-    {"movq mm0, [rsi]", {0x0f, 0x6f, 0x06}, 67},
-    {"emms", {0x0f, 0x77}, 17},
-    {"andn eax, ebx, ecx", {0xc4, 0xe2, 0x60, 0xf2, 0xc1}, 5},
-    {"blsr r9, [rdi]", {0xc4, 0xe2, 0xb0, 0xf3, 0x0f}, 53},
-    {"bzhi rax, rsp, r10", {0xc4, 0xe2, 0xa8, 0xf5, 0xc4}, 5},
-    {"pext rax, rbx, [rsi]", {0xc4, 0xe2, 0xe2, 0xf5, 0x06}, 53},
-    {"mulx rax, rbx, rcx", {0xc4, 0xe2, 0xe3, 0xf6, 0xc1}, 5},
-    {"rorx rax, rbx, 5", {0xc4, 0xe3, 0xfb, 0xf0, 0xc3, 0x05}, 6},
-    {"shlx eax, [rsi], ecx", {0xc4, 0xe2, 0x71, 0xf7, 0x06}, 53},
-    {"adcx rax, rbx", {0x66, 0x48, 0x0f, 0x38, 0xf6, 0xc3}, 24},
-    {"crc32 eax, sil", {0xf2, 0x40, 0x0f, 0x38, 0xf0, 0xc6}, 6},
-    {"movbe rax, [rsi]", {0x48, 0x0f, 0x38, 0xf0, 0x06}, 53},
-    {"cmpxchg8b [rdi]", {0x0f, 0xc7, 0x0f}, 53},
-    {"lock cmpxchg16b [rdi]", {0xf0, 0x48, 0x0f, 0xc7, 0x0f}, 64},
-    {"bt [rdi], rax", {0x48, 0x0f, 0xa3, 0x07}, 79},
-    {"lock bts [rdi+8], eax", {0xf0, 0x0f, 0xab, 0x47, 0x08}, 82},
-    {"xlat", {0xd7}, 64},
-    {"movsq", {0x48, 0xa5}, 136},
-    {"stosb", {0xaa}, 70},
-    {"lodsd", {0xad}, 70},
-    {"cmpsb", {0xa6}, 133},
-    {"scasw", {0x66, 0xaf}, 71},
-    {"rep movsb", {0xf3, 0xa4}, 26},
-    {"rep stosq", {0xf3, 0x48, 0xab}, 26},
-    {"cld", {0xfc}, 13},
-    {"pushfq", {0x9c}, 95},
-    {"stac", {0x0f, 0x01, 0xcb}, 55},
-    {"clac", {0x0f, 0x01, 0xca}, 55},
-    {"pause", {0xf3, 0x90}, 26},
-    {"lea rax, [rbx-0x80000000]", {0x48, 0x8d, 0x83, 0, 0, 0, 0x80}, 7},
-    {"lea eax, [ebx+ecx*2+1]", {0x67, 0x8d, 0x44, 0x4b, 0x01}, 4},
-    {"lea rax, [r9d-1]", {0x67, 0x49, 0x8d, 0x41, 0xff}, 4},
-    {"rdtsc", {0x0f, 0x31}, 57},
-    {"rdtscp", {0x0f, 0x01, 0xf9}, 68},
-    {"rdpid rax", {0xf3, 0x0f, 0xc7, 0xf8}, 9},
-    {"xgetbv", {0x0f, 0x01, 0xd0}, 39},
-    {"rdfsbase rax", {0xf3, 0x48, 0x0f, 0xae, 0xc0}, 24},
-    {"wrgsbase rax", {0xf3, 0x48, 0x0f, 0xae, 0xd8}, 56},
-    {"clflushopt [rdi]", {0x66, 0x0f, 0xae, 0x3f}, 46},
-    {"mov eax, ds", {0x8c, 0xd8}, 9},
-    {"mov rax, cr3", {0x0f, 0x20, 0xd8}, 24},
+    {"mov rax, rbx", {0x48, 0x89, 0xd8}, 1, 3},
+    {"mov eax, 1", {0xb8, 1, 0, 0, 0}, 1, 5},
+    {"add rax, r12", {0x4c, 0x01, 0xe0}, 1, 3},
+    {"lea rax, [rbx+rcx*4+8]", {0x48, 0x8d, 0x44, 0x8b, 0x08}, 1, 5},
+    {"lea rax, [rip+8]", {0x48, 0x8d, 0x05, 8, 0, 0, 0}, 1, 7},
+    {"nop", {0x90}, 0, 0},
+    {"endbr64", {0xf3, 0x0f, 0x1e, 0xfa}, 0, 0},
+    {"mov rax, [rbx+8]", {0x48, 0x8b, 0x43, 0x08}, 10, 53},
+    {"mov rax, [rbx+rcx*8]", {0x48, 0x8b, 0x04, 0xcb}, 11, 56},
+    {"mov al, [rbx]", {0x8a, 0x03}, 10, 50},
+    {"mov [rbx+8], rax", {0x48, 0x89, 0x43, 0x08}, 10, 54},
+    {"mov rax, [rip+8]", {0x48, 0x8b, 0x05, 8, 0, 0, 0}, 5, 33},
+    {"mov rax, gs:[0x10]", {0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0}, 12, 71},
+    {"lock inc qword [rdi]", {0xf0, 0x48, 0xff, 0x07}, 10, 53},
+    {"div rbx", {0x48, 0xf7, 0xf3}, 3, 12},
+    {"mov rax, gs:[rip+8]", {0x65, 0x48, 0x8b, 0x05, 8, 0, 0, 0}, 12, 77},
+    {"push [rdi+8]", {0xff, 0x77, 0x08}, 23, 121},
+    {"pop rsp", {0x5c}, 10, 51},
+    {"cli", {0xfa}, 3, 28},
+    {"swapgs", {0x0f, 0x01, 0xf8}, 7, 60},
+    {"push rbx", {0x53}, 11, 58},
+    {"pop rbx", {0x5b}, 11, 55},
+    {"addsd xmm0, xmm1", {0xf2, 0x0f, 0x58, 0xc1}, 3, 19},
+    {"movups xmm0, [rsi]", {0x0f, 0x10, 0x06}, 12, 67},
+    {"fmulp", {0xde, 0xc9}, 5, 41},
+    {"fcomi st, st(1)", {0xdb, 0xf1}, 5, 41},
+    {"fcmovb st, st(1)", {0xda, 0xc1}, 10, 59},
+    {"fld qword [rsi+8]", {0xdd, 0x46, 0x08}, 16, 105},
+    {"fstp tbyte [rsi]", {0xdb, 0x3e}, 16, 103},
+    {"fnstsw ax", {0xdf, 0xe0}, 3, 17},
+    {"fldcw [rsi]", {0xd9, 0x2e}, 17, 99},
+    {"fwait", {0x9b}, 2, 15},
+    {"paddb mm0, mm1", {0x0f, 0xfc, 0xc1}, 3, 18},
+    {"movq mm0, [rsi]", {0x0f, 0x6f, 0x06}, 12, 67},
+    {"emms", {0x0f, 0x77}, 3, 17},
+    {"andn eax, ebx, ecx", {0xc4, 0xe2, 0x60, 0xf2, 0xc1}, 1, 5},
+    {"blsr r9, [rdi]", {0xc4, 0xe2, 0xb0, 0xf3, 0x0f}, 10, 53},
+    {"bzhi rax, rsp, r10", {0xc4, 0xe2, 0xa8, 0xf5, 0xc4}, 1, 5},
+    {"pext rax, rbx, [rsi]", {0xc4, 0xe2, 0xe2, 0xf5, 0x06}, 10, 53},
+    {"mulx rax, rbx, rcx", {0xc4, 0xe2, 0xe3, 0xf6, 0xc1}, 1, 5},
+    {"rorx rax, rbx, 5", {0xc4, 0xe3, 0xfb, 0xf0, 0xc3, 0x05}, 1, 6},
+    {"shlx eax, [rsi], ecx", {0xc4, 0xe2, 0x71, 0xf7, 0x06}, 10, 53},
+    {"adcx rax, rbx", {0x66, 0x48, 0x0f, 0x38, 0xf6, 0xc3}, 6, 24},
+    {"crc32 eax, sil", {0xf2, 0x40, 0x0f, 0x38, 0xf0, 0xc6}, 1, 6},
+    {"movbe rax, [rsi]", {0x48, 0x0f, 0x38, 0xf0, 0x06}, 10, 53},
+    {"cmpxchg8b [rdi]", {0x0f, 0xc7, 0x0f}, 10, 53},
+    {"lock cmpxchg16b [rdi]", {0xf0, 0x48, 0x0f, 0xc7, 0x0f}, 12, 64},
+    {"bt [rdi], rax", {0x48, 0x0f, 0xa3, 0x07}, 17, 79},
+    {"lock bts [rdi+8], eax", {0xf0, 0x0f, 0xab, 0x47, 0x08}, 17, 82},
+    {"xlat", {0xd7}, 13, 64},
+    {"movsq", {0x48, 0xa5}, 26, 136},
+    {"stosb", {0xaa}, 13, 70},
+    {"lodsd", {0xad}, 13, 70},
+    {"cmpsb", {0xa6}, 26, 133},
+    {"scasw", {0x66, 0xaf}, 13, 71},
+    {"rep movsb", {0xf3, 0xa4}, 4, 26},
+    {"rep stosq", {0xf3, 0x48, 0xab}, 4, 26},
+    {"cld", {0xfc}, 1, 13},
+    {"pushfq", {0x9c}, 20, 95},
+    {"stac", {0x0f, 0x01, 0xcb}, 6, 55},
+    {"clac", {0x0f, 0x01, 0xca}, 6, 55},
+    {"pause", {0xf3, 0x90}, 4, 26},
+    {"lea rax, [rbx-0x80000000]", {0x48, 0x8d, 0x83, 0, 0, 0, 0x80}, 1, 7},
+    {"lea eax, [ebx+ecx*2+1]", {0x67, 0x8d, 0x44, 0x4b, 0x01}, 1, 4},
+    {"lea rax, [r9d-1]", {0x67, 0x49, 0x8d, 0x41, 0xff}, 1, 4},
+    {"rdtsc", {0x0f, 0x31}, 11, 57},
+    {"rdtscp", {0x0f, 0x01, 0xf9}, 13, 68},
+    {"rdpid rax", {0xf3, 0x0f, 0xc7, 0xf8}, 1, 9},
+    {"xgetbv", {0x0f, 0x01, 0xd0}, 6, 39},
+    {"rdfsbase rax", {0xf3, 0x48, 0x0f, 0xae, 0xc0}, 3, 24},
+    {"wrgsbase rax", {0xf3, 0x48, 0x0f, 0xae, 0xd8}, 10, 56},
+    {"clflushopt [rdi]", {0x66, 0x0f, 0xae, 0x3f}, 9, 46},
+    {"mov eax, ds", {0x8c, 0xd8}, 1, 9},
+    {"mov rax, cr3", {0x0f, 0x20, 0xd8}, 3, 24},
 };
 
 TEST(TranslationSize, IsWhatItWas) {
@@ -170,10 +184,10 @@ TEST(TranslationSize, IsWhatItWas) {
     bytes.insert(bytes.end(), {0x31, 0xd2}); // xor edx, edx
     const Translated t(bytes);
     EXPECT_TRUE(t.native(0)) << g.text;
-    const unsigned size = t.size(0);
-    same &= size == g.host_bytes;
-    now += std::string(g.text) + ": " + std::to_string(size) +
-           (size == g.host_bytes ? "\n" : "  <- was " + std::to_string(g.host_bytes) + "\n");
+    const bool is = t.size(0) == g.host_bytes && t.instructions(0) == g.host_instructions;
+    same &= is;
+    now += fmt::format("{}: {} instructions, {} bytes", g.text, t.instructions(0), t.size(0));
+    now += is ? "\n" : fmt::format("  <- was {}, {}\n", g.host_instructions, g.host_bytes);
   }
   EXPECT_TRUE(same) << now;
 }
@@ -200,6 +214,16 @@ TEST(TranslationSize, WhatIsNotCopied) {
   EXPECT_FALSE(Translated({0xd9, 0x36}).native(0)) << "fnstenv [rsi]";
   EXPECT_FALSE(Translated({0xdd, 0x26}).native(0)) << "frstor [rsi]";
   EXPECT_FALSE(Translated({0xdb, 0xe3}).native(0)) << "fninit";
+}
+
+// What a lookup has found is kept for the third instruction, which the second one's would take away.
+TEST(TranslationSize, SharedLookups) {
+  // mov rax, [rdi]; mov rcx, [rsi]; mov rbx, [rdi+8]; xor edx, edx
+  const Translated t({0x48, 0x8b, 0x07, 0x48, 0x8b, 0x0e, 0x48, 0x8b, 0x5f, 0x08, 0x31, 0xd2});
+  EXPECT_EQ(t.instructions(0), 11u);
+  EXPECT_EQ(t.instructions(1), 10u);
+  EXPECT_EQ(t.instructions(2), 4u);
+  EXPECT_EQ(t.size(2), 19u);
 }
 
 // The level is asked for once a block, and so are the last instruction's address and opcode written.
