@@ -13,7 +13,7 @@ namespace ring3::x86::jit {
 
 // What is executed one after another lies together, so that the processor need not fetch the rest.
 enum class CodeArea : u8 {
-  hot,  // thunks, and blocks of Tier::second
+  hot,  // thunks, and blocks of the higher tiers
   warm, // blocks of Tier::first
   cold, // what seldom happens in a block
 };

@@ -24,11 +24,12 @@ namespace ring3::x86::jit {
 namespace {
 
 constexpr u8 hot = 6; // times that code is interpreted first
-// Samples, of which there is one in Cpu::poll_interval instructions, until code is worth more work.
-constexpr u8 much = 8;
-// Times that a long trace is left one way, until what comes there is worth more work, too. Samples would not
-// find it: instructions are counted where blocks begin, and a short one's hardly ever are the last.
-constexpr u8 often = 200;
+// Samples, of which there is one in Cpu::poll_interval instructions, until code is worth more work, and for
+// the third tier.
+constexpr u8 much = 8, very_much = 24;
+// Times that a trace of the third tier is left one way, until what comes there is worth as much. Samples
+// would not find it: instructions are counted where blocks begin, and a short one's hardly ever are the last.
+constexpr u8 often = 32;
 
 std::size_t hash(u64 linear, const std::byte* host, unsigned bits) {
   const u64 key = reinterpret_cast<u64>(host) ^ linear * 0x9e3779b97f4a7c15ULL;
@@ -261,8 +262,10 @@ TranslatedBlock* Jit::find() {
   if (code == nullptr) return nullptr;
   const std::byte* const host = code->host + GuestVirt{rip}.page_offset();
   if (TranslatedBlock* const t = known(rip, host)) {
-    if (t->tier == Tier::second) return t;
-    return t->samples >= much || (leaves_trace() && pending_->taken >= often) ? improved(*t, *code) : t;
+    if (t->tier == Tier::second && t->samples >= very_much) return improved(*t, *code, Tier::third);
+    if (t->tier != Tier::first) return t;
+    if (leaves_trace() && pending_->taken >= often) return improved(*t, *code, Tier::third);
+    return t->samples >= much ? improved(*t, *code, Tier::second) : t;
   }
   u8& heat = store_->heat[hash(rip, host, Store::heat_bits)];
   if (heat < hot && !lockstep_) {
@@ -274,7 +277,7 @@ TranslatedBlock* Jit::find() {
 }
 
 bool Jit::leaves_trace() const {
-  return pending_ != nullptr && pending_->kind == Exit::Kind::link && pending_->of->tier == Tier::second;
+  return pending_ != nullptr && pending_->kind == Exit::Kind::link && pending_->of->tier == Tier::third;
 }
 
 TranslatedBlock* Jit::translate_timed(u64 linear, const CodeMap::Page& code, Tier tier) {
@@ -285,10 +288,10 @@ TranslatedBlock* Jit::translate_timed(u64 linear, const CodeMap::Page& code, Tie
   return made;
 }
 
-TranslatedBlock* Jit::improved(TranslatedBlock& t, const CodeMap::Page& code) {
-  t.tier = Tier::second; // as far as it goes, should that fail
+TranslatedBlock* Jit::improved(TranslatedBlock& t, const CodeMap::Page& code, Tier tier) {
+  t.tier = tier; // as far as it goes, should that fail
   const u64 flushes = statistics_.flushes.value();
-  TranslatedBlock* const made = translate_timed(t.linear, code, Tier::second);
+  TranslatedBlock* const made = translate_timed(t.linear, code, tier);
   // Without the memory that `t` is in, or with other code in the page, nothing leads to it any more.
   if (made == nullptr || statistics_.flushes.value() != flushes || t.incarnation != made->incarnation)
     return made;
@@ -513,7 +516,7 @@ bool Jit::settle(const StepSite& s) {
 }
 
 void Jit::note_sample(TranslatedBlock& t) {
-  if (t.samples < much) ++t.samples;
+  if (t.samples < very_much) ++t.samples;
 }
 
 bool Jit::execute(TranslatedBlock& t) {

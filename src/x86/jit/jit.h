@@ -79,7 +79,7 @@ class Jit final : public Executor {
   // The same, with the time it takes added up.
   TranslatedBlock* translate_timed(u64 linear, const CodeMap::Page& code, Tier tier);
   // A better translation of the same code, which is entered from now on wherever `t` is.
-  TranslatedBlock* improved(TranslatedBlock& t, const CodeMap::Page& code);
+  TranslatedBlock* improved(TranslatedBlock& t, const CodeMap::Page& code, Tier tier);
   TranslatedPage* page_of(u64 linear, const std::byte* host, kvm::CodePage* watch);
   bool keep(TranslatedPage& page, GuestPhys physical, u32 lines, std::span<const u8> bytes);
   bool make_certain(SplitTail& tail);
@@ -94,7 +94,7 @@ class Jit final : public Executor {
   void clear_jumps();
   void forget_ways(TranslatedPage& page);
   void check_entered();
-  // What comes now is where a trace of the second tier was left.
+  // What comes now is where a trace of the third tier was left.
   bool leaves_trace() const;
   // Aims a link, unless the code at either end has changed.
   static void follow(Exit& x, TranslatedBlock& to);

@@ -17,6 +17,7 @@ namespace ring3::x86::jit {
 enum class Tier : u8 {
   first,  // it was executed a dozen times: a little of it at a time, and nothing twice
   second, // time goes there: long traces, which take what they go through along, loops several times
+  third,  // much goes there: the same, and how often they are left which way is counted
 };
 
 // Which way the conditional jumps of a page are expected to go, by their offset.
@@ -97,7 +98,7 @@ struct Exit {
   u8* field = nullptr; // link: the rel32, in the writable mapping
   const u8* executable_field = nullptr;
   Exit* next_into = nullptr; // link: of TranslatedBlock::links
-  u8 taken = 0;              // link: times that it was left unaimed (Jit::find())
+  u8 taken = 0;              // link of the third tier: times that it was left unaimed (Jit::find())
   TranslatedBlock* of = nullptr;
   const StepSite* step = nullptr;  // indirect: the instruction, should the target be none
   s8 pushed = 0;                   // indirect: what it has added to RSP
