@@ -57,14 +57,21 @@ bool TraceBuilder::copied(const BoundInsn& b) const {
   return b.insn.handler != handle_ud && is_what_it_says(b.decoded, cpuid_);
 }
 
-Source TraceBuilder::source(u64 at, const BoundInsn& b) const {
-  return {.decoded = b.decoded, .insn = b.insn, .ip = at, .copied = copied(b), .ends = b.ends};
+void TraceBuilder::fill(Source& s, u64 at, const BoundInsn& b) const {
+  s.decoded = b.decoded; // which is large
+  s.insn = b.insn;
+  s.ip = at;
+  s.copied = copied(b);
+  s.ends = b.ends;
+  s.split = false;
+  s.followed = JumpForm::none;
+  s.flags_at_target = s.flags_behind = rflags::arithmetic;
 }
 
 bool TraceBuilder::read(u64 at, Source& s) {
   const BoundInsn* const found = look(at);
   if (found == nullptr) return read_split(at, s);
-  s = source(at, *found);
+  fill(s, at, *found);
   return true;
 }
 
@@ -81,7 +88,7 @@ bool TraceBuilder::read_split(u64 at, Source& s) {
   DecodeStatus ignored;
   const BoundInsn* const found = memo_.look(bytes, 64, cpuid_, ignored);
   if (found == nullptr || found->decoded.length <= here) return false;
-  s = source(at, *found);
+  fill(s, at, *found);
   s.split = true;
   lines_ |= kvm::CodePage::lines_of(offset, here);
   return true;

@@ -41,7 +41,7 @@ class TraceBuilder {
   const BoundInsn* look(u64 at);
   // Whether it may run on the host.
   bool copied(const BoundInsn& b) const;
-  Source source(u64 at, const BoundInsn& b) const;
+  void fill(Source& s, u64 at, const BoundInsn& b) const;
   bool read(u64 at, Source& out);
   bool read_split(u64 at, Source& out);
   bool follow(Source& s, u64& next, const Warmth& warmth);
