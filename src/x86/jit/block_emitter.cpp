@@ -245,6 +245,10 @@ void BlockEmitter::find_groups() {
   for (unsigned i = 0; i < source_.size(); ++i) candidates[i] = candidate(i);
   plan_lookups(source_, std::span(candidates).first(source_.size()), plan_,
                std::span(group_).first(source_.size()));
+  for (unsigned i = 0; i < source_.size(); ++i) {
+    steps_[i].begins_run = group_[i].run.span != 0 && group_[i].last != i;
+    steps_[i].in_run = steps_[i].begins_run || group_[i].member;
+  }
 }
 
 bool BlockEmitter::emit_native(unsigned i) {

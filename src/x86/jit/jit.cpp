@@ -30,6 +30,8 @@ constexpr u8 much = 8, very_much = 24;
 // Times that a trace of the third tier is left one way, until what comes there is worth as much. Samples
 // would not find it: instructions are counted where blocks begin, and a short one's hardly ever are the last.
 constexpr u8 often = 32;
+// Times that instructions of a block are left to handlers only since they share a lookup, until they do not.
+constexpr u8 too_many = 128;
 
 std::size_t hash(u64 linear, const std::byte* host, unsigned bits) {
   const u64 key = reinterpret_cast<u64>(host) ^ linear * 0x9e3779b97f4a7c15ULL;
@@ -149,6 +151,7 @@ void Jit::flush() {
   store_->certain.clear();
   store_->memory.rewind();
   store_->cache->rewind(store_->thunk_bytes);
+  strayed_ = nullptr;
   clear_jumps();
   statistics_.flushes.add();
 }
@@ -257,6 +260,7 @@ TranslatedBlock* Jit::known(u64 linear, const std::byte* host) {
 TranslatedBlock* Jit::find() {
   if (flush_wanted_) flush();
   refresh_jumps();
+  if (TranslatedBlock* const t = std::exchange(strayed_, nullptr)) split_runs(*t);
   const u64 rip = cpu_.state.rip();
   const CodeMap::Page* const code = code_page(rip);
   if (code == nullptr) return nullptr;
@@ -274,6 +278,12 @@ TranslatedBlock* Jit::find() {
   }
   heat = 0; // for the next time, should there be nothing to translate
   return translate_timed(rip, *code, Tier::first);
+}
+
+void Jit::split_runs(TranslatedBlock& t) {
+  const CodeMap::Page* const code = code_page(t.linear);
+  if (code != nullptr && known(t.linear, code->host + GuestVirt{t.linear}.page_offset()) == &t)
+    static_cast<void>(improved(t, *code, t.tier));
 }
 
 bool Jit::leaves_trace() const {
@@ -445,16 +455,17 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
     return jit.give_up(*s);
   cpu->state.regs[reg_rip] = s->ip + s->insn.len;
   (s->native ? jit.statistics_.missed : jit.statistics_.handled[s->mnemonic]).add();
-  const u64 protections = cpu->mmu.protections();
+  const u64 protections = cpu->mmu.protections(), fills = cpu->mmu.fills();
   const Step result = s->insn.handler(*cpu, s->insn);
+  if (s->in_run) jit.note_run(*s, cpu->mmu.fills() != fills);
   // A jump that is followed has the next site behind it.
   const bool goes_on = s->followed ? result != Step::abort && cpu->state.rip() == s[1].ip && !cpu->careful_
                                    : result == Step::next && !s->ends;
-  // Lookups that were made may not be right any more, or the code. No other vCPU finds any while Lockstep is
+  // The code may not be right any more, or lookups that were made. No other vCPU finds code while Lockstep is
   // in a block.
-  if (goes_on && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
-      cpu->mmu.generation() == jit.mmu_generation_ &&
-      (cpu->mmu.protections() == protections || jit.lockstep_)) [[likely]] {
+  const bool same = (cpu->mmu.protections() == protections && jit.strayed_ == nullptr) || jit.lockstep_;
+  if (goes_on && same && cpu->mmu.code_watch().changes() == jit.code_changes_ &&
+      cpu->mmu.generation() == jit.mmu_generation_) [[likely]] {
     if (!s->native || s->unmasks) cpu->translation_.vectors_usable = jit.usable_vectors();
     return nullptr;
   }
@@ -466,6 +477,17 @@ const u8* Jit::step(Cpu* cpu, const StepSite* s) {
   jit.go_on_ = jit.settle(*s);
   const u8* const code = jit.go_on_ ? jit.onward() : nullptr;
   return code != nullptr ? code : jit.store_->thunks.stop;
+}
+
+// Handlers execute the whole run when its first lookup fails. If none of them had to fill the TLB either, it
+// is that their operands are in different pages, or not all of them may be written: that can be so for as
+// long as a function is executed.
+void Jit::note_run(const StepSite& s, bool filled) {
+  run_filled_ = filled || (!s.begins_run && run_filled_);
+  if (run_filled_) return;
+  TranslatedBlock& t = *s.of;
+  t.page->strays.set(s.ip & page_offset_mask);
+  if (t.strays < too_many && ++t.strays == too_many) strayed_ = &t;
 }
 
 // False: it is another page, or has other bytes.
@@ -501,7 +523,7 @@ const u8* Jit::give_up(const StepSite& s) {
 }
 
 const u8* Jit::onward() {
-  if (cpu_.careful_ || !cpu_.code64_ || flush_wanted_) return nullptr;
+  if (cpu_.careful_ || !cpu_.code64_ || flush_wanted_ || strayed_ != nullptr) return nullptr;
   refresh_jumps();
   const u8* const code = map().jump(cpu_.state.rip());
   if (code != nullptr) cpu_.translation_.vectors_usable = usable_vectors();

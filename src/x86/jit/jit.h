@@ -94,6 +94,10 @@ class Jit final : public Executor {
   void clear_jumps();
   void forget_ways(TranslatedPage& page);
   void check_entered();
+  // Translates it again, with the instructions looked up alone that have strayed.
+  void split_runs(TranslatedBlock& t);
+  // A handler has executed an instruction of a run, and filled the TLB or not.
+  void note_run(const StepSite& s, bool filled);
   // What comes now is where a trace of the third tier was left.
   bool leaves_trace() const;
   // Aims a link, unless the code at either end has changed.
@@ -124,7 +128,9 @@ class Jit final : public Executor {
   Exit* pending_ = nullptr;           // waits for the translation of where it leads
   const StepSite* stepped_ = nullptr; // the last one, when it ended the stay
   Step step_result_{};
-  bool go_on_ = true; // when settle() was asked about it
+  TranslatedBlock* strayed_ = nullptr; // for split_runs()
+  bool run_filled_ = false;            // the TLB, by an instruction of the run that handlers are executing
+  bool go_on_ = true;                  // when settle() was asked about it
   s32 entry_budget_ = 0;
   bool flush_wanted_ = false;
   u64 program_gs_ = 0; // the GS base of whoever called run()

@@ -89,7 +89,7 @@ void Planner::collect(unsigned first) {
   all_ = {};
   count_ = 0;
   s64 moved = 0;
-  bool in_run = false;
+  bool in_run = false; // one that this instruction may be of
   LookupRange run;
   for (unsigned i = first; i < source_.size() && count_ < members_.size(); ++i) {
     const auto& next = candidates_[i].access;
@@ -97,13 +97,13 @@ void Planner::collect(unsigned first) {
                       next->address.index == a.address.index && next->address.scale == a.address.scale &&
                       extend(all_, moved + next->address.disp, *next, longest_group);
     if (fits) {
-      if (!in_run || !extend(run, moved + next->address.disp, *next, longest_run)) {
+      if (!in_run || source_[i].alone || !extend(run, moved + next->address.disp, *next, longest_run)) {
         in_run = false;
         run = {};
         static_cast<void>(extend(run, moved + next->address.disp, *next, longest_run));
       }
       members_[count_++] = {static_cast<u16>(i), !in_run, moved};
-      in_run = true;
+      in_run = !source_[i].alone;
     } else if (!candidates_[i].neutral) {
       if (!next && !candidates_[i].harmless) break;
       in_run = false;

@@ -3,7 +3,8 @@
 // Stack frames and structures are like that.
 //
 // What a lookup has found (TlbEntry::addend) stays in scratch_b for as long as nothing else needs that: a
-// *run* of instructions. Where more runs follow, it is kept in the frame for them.
+// *run* of instructions. Where more runs follow, it is kept in the frame for them. An instruction that is to
+// be looked up alone (Source::alone) is a run of its own.
 #pragma once
 
 #include "x86/jit/register_plan.h"

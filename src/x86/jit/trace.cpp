@@ -64,6 +64,7 @@ void TraceBuilder::fill(Source& s, u64 at, const BoundInsn& b) const {
   s.copied = copied(b);
   s.ends = b.ends;
   s.split = false;
+  s.alone = page_.strays[at & page_offset_mask];
   s.followed = JumpForm::none;
   s.flags_at_target = s.flags_behind = rflags::arithmetic;
 }

@@ -43,6 +43,7 @@ struct TranslatedPage {
   std::array<TranslatedBlock*, 64> blocks;
   std::bitset<page_size> heads;
   JumpForecast forecast;
+  std::bitset<page_size> strays; // instructions that are better looked up alone (Jit::note_run())
   std::array<u8, page_size> copy;
 
   TranslatedBlock*& blocks_at(u64 offset) { return blocks[offset / (page_size / 64)]; }
@@ -71,7 +72,7 @@ struct SplitTail {
 struct StepSite {
   Insn insn;
   u64 ip = 0;
-  const TranslatedBlock* of = nullptr;
+  TranslatedBlock* of = nullptr;
   u16 index = 0;             // in the block
   u16 mnemonic = 0;          // Decoded::mnemonic
   bool native = true;        // it is host code, unless that fails
@@ -79,6 +80,8 @@ struct StepSite {
   bool ends = false;         // its handler ends the block, whatever it says
   bool followed = false;     // a jump that the block goes on behind if it goes to the next site
   bool unmasks = false;      // its handler may change what Context::vectors_usable says, though it is native
+  bool in_run = false;       // it shares a lookup with those next to it (lookup_groups)
+  bool begins_run = false;   // as the first of them
   u16 host_offset = 0;       // where the host's code for it begins, from TranslatedBlock::code
   SplitTail* tail = nullptr; // null: it lies in one page
 };
@@ -114,6 +117,7 @@ struct TranslatedBlock {
   u16 count = 0;       // instructions
   Tier tier = Tier::first;
   u8 samples = 0; // times that it was found to be what is executed
+  u8 strays = 0; // times that handlers executed an instruction of a run, though the TLB has all that it needs
   bool all_native = true;
   // Executable addresses. The guest's arithmetic flags come in the host's, or in CpuState::flags.
   const u8* code = nullptr; // == entry_host

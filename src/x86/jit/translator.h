@@ -27,6 +27,7 @@ struct Source {
   bool copied = false; // may run on the host, as far as CPUID is concerned
   bool ends = false;   // its handler ends a block
   bool split = false;  // it lies in two pages
+  bool alone = false;  // its operand is to be looked up alone
   // A jump that the block goes on behind, at the next instruction's `ip`. Not the last one.
   JumpForm followed = JumpForm::none;
   // The arithmetic flags that somebody may want at a direct jump's target, and behind it; and behind an

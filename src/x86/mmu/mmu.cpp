@@ -76,6 +76,7 @@ bool Mmu::write_phys(GuestPhys a, const void* in, u64 size, View view) {
 }
 
 void Mmu::fill(TlbMode mode, GuestVirt va, Access access, const Translation& t, const Backing& b) {
+  ++fills_;
   TlbTable& tlb = table(mode);
   const unsigned i = TlbTable::index(va.value);
   TlbEntry& e = tlb.entry[i];

@@ -99,6 +99,8 @@ class Mmu {
   void protect_host_page(const std::byte* host_page);
   // Grows whenever a page that a table said may be written is not there as such any more.
   u64 protections() const { return protections_; }
+  // Grows with every entry that is made in a table.
+  u64 fills() const { return fills_; }
   void protect_all();
   // Forgets write permission for pages that have become code since the last time, by way of other vCPUs. What
   // this one could write until now it may have written, so that is told to all. False: it is not known any
@@ -180,6 +182,7 @@ class Mmu {
   u64 use_counter_ = 0;
   u64 generation_ = 1;
   u64 protections_ = 0;
+  u64 fills_ = 0;
   u64 global_generation_ = 1;
   u64 page_flushes_ = 0;
   std::array<GuestVirt, remembered_flushes> flushed_;

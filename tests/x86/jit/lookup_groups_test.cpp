@@ -24,6 +24,8 @@ class Groups {
     source_.push_back(s);
     candidates_.push_back(c);
   }
+  // The last one is to be.
+  void alone() { source_.back().alone = true; }
   const std::vector<LookupGroup>& plan() {
     unsigned count = 0;
     const RegisterPlan registers = plan_registers(source_, count);
@@ -118,6 +120,23 @@ TEST(LookupGroups, RunsShareOneLookup) {
   EXPECT_NE(p[1].slot, LookupGroup::none);
   EXPECT_NE(p[1].slot, p[0].slot);
   EXPECT_EQ(p[5].slot, p[1].slot);
+}
+
+TEST(LookupGroups, WhoIsToBeAloneIsNoneOfARun) {
+  Groups g;
+  g.add({0x55}, access(guest_rsp, -8, 8, true)); // push rbp
+  g.add({0x53}, access(guest_rsp, -8, 8, true)); // push rbx
+  g.alone();
+  g.add({0x41, 0x54}, access(guest_rsp, -8, 8, true)); // push r12
+  g.add({0x41, 0x55}, access(guest_rsp, -8, 8, true)); // push r13
+  const auto& p = g.plan();
+  EXPECT_EQ(p[0].all.span, 32);
+  for (const unsigned i : {0, 1}) {
+    EXPECT_EQ(p[i].last, i);
+    EXPECT_EQ(p[i].run.span, 8);
+  }
+  EXPECT_EQ(p[2].last, 3);
+  EXPECT_TRUE(p[3].member);
 }
 
 TEST(LookupGroups, OnlyWhatIsHarmlessComesBetweenRuns) {

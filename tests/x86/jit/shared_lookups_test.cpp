@@ -58,6 +58,27 @@ TEST_P(SharedLookups, InOnePageOrTwo) {
   expect_right(end - 4, other + page_size - 4);
 }
 
+// Neighbours share a lookup, until they have turned out to be in two pages all the time.
+TEST_P(SharedLookups, ARunInTwoPages) {
+  guest.load({
+      0x48, 0x8b, 0x07,       // mov rax, [rdi]
+      0x48, 0x8b, 0x4f, 0x08, // mov rcx, [rdi+8]
+      0x48, 0x01, 0x4f, 0x10, // add [rdi+10h], rcx
+      0x48, 0x8b, 0x57, 0x18, // mov rdx, [rdi+18h]
+  });
+  for (const u64 at : {data, data + page_size - 8, data + page_size - 16, data}) {
+    fill(at, other);
+    const u64 values[] = {word(at), word(at + 8), word(at + 8) + word(at + 16), word(at + 24)};
+    constexpr unsigned times = 100; // of which each leaves four to handlers
+    EXPECT_TRUE(guest.often([&] { fill(at, other); }, times));
+    EXPECT_EQ(guest.reg(rax), values[0]);
+    EXPECT_EQ(guest.reg(rcx), values[1]);
+    EXPECT_EQ(word(at + 16), values[2]);
+    EXPECT_EQ(guest.reg(rdx), values[3]);
+    EXPECT_EQ(guest.missed(), 0u);
+  }
+}
+
 TEST_P(SharedLookups, AFaultInTheSecondRun) {
   guest.load(program);
   const u64 end = data + page_size;
