@@ -72,6 +72,8 @@ class BlockEmitter {
   void find_groups();
   GroupCandidate candidate(unsigned i) const;
   void instruction(unsigned i);
+  // There is nothing to be done for it.
+  static bool is_hint(Op op);
   bool emit_native(unsigned i);
   // In front of an instruction that lies in two pages.
   void check_tail(unsigned i);
@@ -102,7 +104,7 @@ class BlockEmitter {
   Place stack_place(s32 displacement) const;
   // The TLB lookup: what to access instead. False: it can only be stepped, and nothing was written.
   // `misaligned`: address bits that have to be 0.
-  bool lookup(const Place& p, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
+  bool lookup(const Place& given, unsigned size, bool write, unsigned i, HostMem& out, u16 misaligned = 0);
   // The operand, where scratch_b has the addend.
   HostMem found_at(const Place& p);
   // Out of the way, for a run whose group was not found.

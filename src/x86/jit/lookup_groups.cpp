@@ -22,9 +22,10 @@ std::optional<s64> added(const Decoded& d, HostReg base, const RegisterPlan& pla
   };
   const Operand& to = d.operand[0];
   if (base == guest_rsp) {
-    if (d.op == Op::push || d.op == Op::pushf || d.op == Op::pushfq || d.op == Op::call) return -8;
-    if (d.op == Op::ret) return 8 + (to.kind == Operand::Kind::imm ? static_cast<s64>(to.value) : 0);
-    if (d.op == Op::pop) return is_base(to) ? std::nullopt : std::optional<s64>(8);
+    const s64 size = d.operand_bytes; // 2 or 8
+    if (d.op == Op::push || d.op == Op::pushf || d.op == Op::pushfq || d.op == Op::call) return -size;
+    if (d.op == Op::ret) return size + (to.kind == Operand::Kind::imm ? static_cast<s64>(to.value) : 0);
+    if (d.op == Op::pop) return is_base(to) ? std::nullopt : std::optional<s64>(size);
   }
   if (is_base(to) && to.bits == 64) {
     if ((d.op == Op::add || d.op == Op::sub) && d.operand[1].kind == Operand::Kind::imm) {

@@ -42,8 +42,8 @@ class TraceBuilder {
   // Whether it may run on the host.
   bool copied(const BoundInsn& b) const;
   void fill(Source& s, u64 at, const BoundInsn& b) const;
-  bool read(u64 at, Source& out);
-  bool read_split(u64 at, Source& out);
+  bool read(u64 at, Source& s);
+  bool read_split(u64 at, Source& s);
   bool follow(Source& s, u64& next, const Warmth& warmth);
   bool expected_to_jump(const Source& s, u64 target, u64 behind, const Warmth& warmth);
   u16 flags_wanted(u64 target);

@@ -122,6 +122,19 @@ TEST(LookupGroups, RunsShareOneLookup) {
   EXPECT_EQ(p[5].slot, p[1].slot);
 }
 
+TEST(LookupGroups, PushesOfTwoBytes) {
+  constexpr GroupCandidate harmless{.access = std::nullopt, .harmless = true};
+  Groups g;
+  g.add({0x53}, access(guest_rsp, -8, 8, true));                  // push rbx
+  g.add({0x66, 0x50}, harmless);                                  // push ax
+  g.add({0x48, 0x89, 0x04, 0x24}, access(guest_rsp, 0, 8, true)); // mov [rsp], rax
+  g.add({0x66, 0x58}, harmless);                                  // pop ax
+  g.add({0x5b}, access(guest_rsp, 0, 8, false));                  // pop rbx
+  EXPECT_EQ(g.plan()[0].all.lo, -10);
+  EXPECT_EQ(g.plan()[0].all.span, 10);
+  EXPECT_EQ(g.plan()[4].run.lo, 0);
+}
+
 TEST(LookupGroups, WhoIsToBeAloneIsNoneOfARun) {
   Groups g;
   g.add({0x55}, access(guest_rsp, -8, 8, true)); // push rbp
