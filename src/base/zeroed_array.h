@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <new>
 #include <span>
 #include <sys/mman.h>
@@ -28,6 +29,11 @@ template <class T> class ZeroedArray {
   T& operator[](std::size_t i) { return data_[i]; }
   const T& operator[](std::size_t i) const { return data_[i]; }
   std::span<T> all() { return {data_, size_}; }
+  // Zero bytes again. The memory goes back to the host, unless the process has locked it.
+  void clear() {
+    if (madvise(data_, size_ * sizeof(T), MADV_DONTNEED) != 0)
+      std::memset(static_cast<void*>(data_), 0, size_ * sizeof(T));
+  }
 
  private:
   T* data_;

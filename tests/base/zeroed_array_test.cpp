@@ -30,6 +30,19 @@ TEST(ZeroedArray, TakesMemoryWhereItIsTouched) {
   EXPECT_EQ(array[6], 0u);
 }
 
+TEST(ZeroedArray, CanBeCleared) {
+  ZeroedArray<u64> array(64 * page / sizeof(u64));
+  array[5] = 7;
+  array.clear();
+  EXPECT_EQ(array[5], 0u);
+  // Locked memory is not given back.
+  if (mlock(array.all().data(), page) == 0) {
+    array[5] = 7;
+    array.clear();
+    EXPECT_EQ(array[5], 0u);
+  }
+}
+
 TEST(ZeroedArray, ReportsThatThereIsNoMemory) {
   EXPECT_THROW(ZeroedArray<u64>(std::size_t{1} << 57), std::bad_alloc);
 }

@@ -36,7 +36,7 @@ const BoundInsn* DecodeMemo::look(std::span<const u8> bytes, unsigned code_bits,
   u8& length = lengths_[(first ^ code_bits) * 0x9e3779b1U >> (32 - length_bits)];
   if (length != 0 && length <= bytes.size()) {
     const Key key = key_of(start, length, code_bits);
-    const Slot& s = (*slots_)[place(key)];
+    const Slot& s = slots_[place(key)];
     if (s.key == key) return &s.insn;
   }
   BoundInsn made;
@@ -45,11 +45,9 @@ const BoundInsn* DecodeMemo::look(std::span<const u8> bytes, unsigned code_bits,
   bind(made.decoded, cpuid, made.insn, made.ends);
   length = made.decoded.length;
   const Key key = key_of(start, length, code_bits);
-  Slot& s = (*slots_)[place(key)];
+  Slot& s = slots_[place(key)];
   s = {key, made};
   return &s.insn;
 }
-
-void DecodeMemo::clear() { slots_.emplace(std::size_t{1} << slot_bits); }
 
 } // namespace ring3::x86

@@ -9,7 +9,6 @@
 #include "x86/decode/decoded.h"
 #include "x86/decode/insn.h"
 
-#include <optional>
 #include <span>
 
 namespace ring3::x86 {
@@ -27,7 +26,7 @@ class DecodeMemo {
   const BoundInsn* look(std::span<const u8> bytes, unsigned code_bits, const CpuidTable& cpuid,
                         DecodeStatus& status);
   // To be called when CPUID has changed, which decides what some instructions mean.
-  void clear();
+  void clear() { slots_.clear(); }
 
  private:
   static constexpr unsigned slot_bits = 13;
@@ -47,7 +46,7 @@ class DecodeMemo {
   static Key key_of(const std::array<u8, 16>& start, unsigned length, unsigned code_bits);
   static std::size_t place(const Key& key);
 
-  std::optional<ZeroedArray<Slot>> slots_{std::in_place, std::size_t{1} << slot_bits};
+  ZeroedArray<Slot> slots_{std::size_t{1} << slot_bits};
   std::array<u8, 1 << length_bits> lengths_{};
 };
 
