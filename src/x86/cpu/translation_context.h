@@ -27,8 +27,9 @@ struct JumpTable {
     const auto low = static_cast<u32>(target);
     return (low ^ low >> 7) & (entries - 1);
   }
-  // No target of this place.
-  static constexpr u64 nothing(unsigned place) { return place == 0 ? 0x8000'0000'0000'0000 : 0; }
+  // No target of this place: index() of it is another one. Guests jump anywhere, to addresses that are none,
+  // too.
+  static constexpr u64 nothing(unsigned place) { return place == 0 ? 1 : 0; }
 
   // Two for each place: what is put comes into the first half, and what was there into the second.
   ZeroedArray<JumpEntry> entry{2 * std::size_t{entries}};

@@ -2,6 +2,7 @@
 #include "x86/cpu/translation_context.h"
 
 #include <gtest/gtest.h>
+#include <memory>
 
 namespace ring3::x86::jit {
 namespace {
@@ -9,6 +10,15 @@ namespace {
 // Two targets of one place.
 constexpr u64 target = 0x40'1000, other = target + (u64{1} << 32), third = target + (u64{2} << 32);
 static_assert(JumpTable::index(target) == JumpTable::index(other));
+
+TEST(JumpTable, NothingIsNoTarget) {
+  for (unsigned i = 0; i < JumpTable::entries; ++i) EXPECT_NE(JumpTable::index(JumpTable::nothing(i)), i);
+  const auto table = std::make_unique<JumpTable>();
+  for (const u64 any : {u64{0}, u64{1}, u64{1} << 63, ~u64{0}}) EXPECT_EQ(table->find(any), nullptr);
+  const u64 hostile = u64{1} << 63;
+  const JumpEntry& e = table->entry[JumpTable::index(hostile)];
+  EXPECT_NE(e.target, hostile);
+}
 
 TEST(JumpTable, KeepsTwoTargetsOfAPlace) {
   JumpTable t;
