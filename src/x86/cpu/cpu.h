@@ -385,7 +385,8 @@ class Cpu {
   // Recomputes everything derived from CS, SS, CR0, CR4, EFER, RFLAGS and CPL. Call after changing any of
   // them.
   void mode_changed();
-  // Only AC, TF, RF or CPL-independent flag bits changed.
+  // Only AC, TF, RF or CPL-independent flag bits changed, or CPL and flags between rings of 64-bit code, in
+  // which nothing else comes from CS and SS.
   void flags_changed();
   void load_segment_cache(Seg s); // after changing state.seg[s]
   bool canonical(u64 a) const {

@@ -228,19 +228,29 @@ template <class T> struct Bound {
 
 // --- fast system calls (SDM vol. 2) ---
 
-Segment flat_segment(u16 selector, u8 type, u8 dpl, bool l, bool db) {
-  Segment s;
-  s.selector = selector;
-  s.type = type;
-  s.s = true;
-  s.dpl = dpl;
-  s.present = true;
-  s.l = l;
-  s.db = db;
-  s.g = true;
-  s.limit = 0xffffffff;
-  s.base = 0;
-  return s;
+constexpr Segment flat_segment(u8 type, u8 dpl, bool l, bool db) {
+  return {
+      .type = type, .s = true, .dpl = dpl, .present = true, .l = l, .db = db, .g = true, .limit = 0xffffffff};
+}
+constexpr u8 data_type = 3, code_type = 0xb;
+constexpr Segment kernel_code64 = flat_segment(code_type, 0, true, false);
+constexpr Segment kernel_code32 = flat_segment(code_type, 0, false, true);
+constexpr Segment kernel_stack = flat_segment(data_type, 0, false, true);
+constexpr Segment user_code64 = flat_segment(code_type, 3, true, false);
+constexpr Segment user_code32 = flat_segment(code_type, 3, false, true);
+constexpr Segment user_stack = flat_segment(data_type, 3, false, true);
+
+// Copied as it lies in memory: one that was just put together from its parts would be waited for.
+void load_flat(Cpu& c, Seg name, unsigned selector, const Segment& kind) {
+  Segment& to = c.state.segment(name);
+  to = kind;
+  to.selector = static_cast<u16>(selector);
+}
+
+// After an instruction of 64-bit code if `was64`.
+void ring_changed(Cpu& c, bool was64) {
+  if (was64 && c.state.code64()) return c.flags_changed();
+  c.mode_changed();
 }
 
 // SYSCALL and SYSRET trap when the flags they load have TF set, not when it was set before.
@@ -252,26 +262,27 @@ void trap_by_new_flags(Cpu& c) {
 Step handle_syscall(Cpu& c, const Insn&) {
   CpuState& s = c.state;
   const bool amd = c.cpuid.amd();
+  const bool was64 = c.code64();
   if ((s.efer & efer::sce) == 0) return c.ud();
-  if (!amd && !c.code64()) return c.ud();
+  if (!amd && !was64) return c.ud();
   if (!s.protected_mode()) return c.ud();
   const u64 flags = s.rflags();
-  const auto selector = static_cast<u16>(field(s.star, 47, 32));
+  const auto selector = static_cast<unsigned>(field(s.star, 47, 32) & 0xfffc);
   if (s.long_mode()) {
     s.regs[rcx] = s.rip();
     s.regs[r11] = flags & ~rflags::rf;
-    s.regs[reg_rip] = c.code64() ? s.lstar : s.cstar;
+    s.regs[reg_rip] = was64 ? s.lstar : s.cstar;
     s.set_rflags(flags & ~s.sfmask & ~rflags::rf);
-    s.segment(Seg::cs) = flat_segment(selector & 0xfffc, 0xb, 0, true, false);
+    load_flat(c, Seg::cs, selector, kernel_code64);
   } else {
     s.regs[rcx] = static_cast<u32>(s.rip());
     s.regs[reg_rip] = static_cast<u32>(s.star);
     s.system_flags &= ~(rflags::vm | rflags::if_ | rflags::rf);
-    s.segment(Seg::cs) = flat_segment(selector & 0xfffc, 0xb, 0, false, true);
+    load_flat(c, Seg::cs, selector, kernel_code32);
   }
-  s.segment(Seg::ss) = flat_segment(static_cast<u16>((selector & 0xfffc) + 8), 3, 0, false, true);
+  load_flat(c, Seg::ss, selector + 8, kernel_stack);
   s.cpl = 0;
-  c.mode_changed();
+  ring_changed(c, was64);
   trap_by_new_flags(c);
   return Step::jump;
 }
@@ -279,26 +290,26 @@ Step handle_syscall(Cpu& c, const Insn&) {
 Step handle_sysret(Cpu& c, const Insn& in) {
   CpuState& s = c.state;
   const bool amd = c.cpuid.amd();
+  const bool was64 = c.code64();
   if ((s.efer & efer::sce) == 0) return c.ud();
-  if (!amd && !c.code64()) return c.ud();
+  if (!amd && !was64) return c.ud();
   if (!s.protected_mode() || s.cpl != 0) return c.gp();
-  const auto selector = static_cast<u16>(field(s.star, 63, 48));
+  const auto selector = static_cast<unsigned>(field(s.star, 63, 48));
   const bool to64 = in.opsize == 8;
   if (s.long_mode()) {
     if (to64 && !amd && !c.canonical(s.regs[rcx])) return c.gp();
     const u64 allowed = rflags::all & ~(rflags::rf | rflags::vm);
     s.set_rflags(s.regs[r11] & allowed);
     s.regs[reg_rip] = to64 ? s.regs[rcx] : static_cast<u32>(s.regs[rcx]);
-    s.segment(Seg::cs) = to64 ? flat_segment(static_cast<u16>((selector + 16) | 3), 0xb, 3, true, false)
-                              : flat_segment(static_cast<u16>(selector | 3), 0xb, 3, false, true);
+    load_flat(c, Seg::cs, (to64 ? selector + 16 : selector) | 3, to64 ? user_code64 : user_code32);
   } else {
     s.system_flags |= rflags::if_;
     s.regs[reg_rip] = static_cast<u32>(s.regs[rcx]);
-    s.segment(Seg::cs) = flat_segment(static_cast<u16>(selector | 3), 0xb, 3, false, true);
+    load_flat(c, Seg::cs, selector | 3, user_code32);
   }
-  s.segment(Seg::ss) = flat_segment(static_cast<u16>((selector + 8) | 3), 3, 3, false, true);
+  load_flat(c, Seg::ss, (selector + 8) | 3, user_stack);
   s.cpl = 3;
-  c.mode_changed();
+  ring_changed(c, was64);
   trap_by_new_flags(c);
   return c.events_may_have_changed();
 }
@@ -307,13 +318,13 @@ Step handle_sysenter(Cpu& c, const Insn&) {
   CpuState& s = c.state;
   if (c.cpuid.amd() && s.long_mode()) return c.ud();
   if (!s.protected_mode() || null_selector(static_cast<u16>(s.sysenter_cs))) return c.gp();
-  const auto selector = static_cast<u16>(s.sysenter_cs & 0xfffc);
+  const auto selector = static_cast<unsigned>(s.sysenter_cs & 0xfffc);
   const bool wide = s.long_mode();
   s.system_flags &= ~(rflags::vm | rflags::if_ | rflags::rf);
   s.regs[rsp] = wide ? s.sysenter_esp : static_cast<u32>(s.sysenter_esp);
   s.regs[reg_rip] = wide ? s.sysenter_eip : static_cast<u32>(s.sysenter_eip);
-  s.segment(Seg::cs) = flat_segment(selector, 0xb, 0, wide, !wide);
-  s.segment(Seg::ss) = flat_segment(static_cast<u16>(selector + 8), 3, 0, false, true);
+  load_flat(c, Seg::cs, selector, wide ? kernel_code64 : kernel_code32);
+  load_flat(c, Seg::ss, selector + 8, kernel_stack);
   s.cpl = 0;
   c.mode_changed();
   return Step::jump;
@@ -325,12 +336,11 @@ Step handle_sysexit(Cpu& c, const Insn& in) {
   if (!s.protected_mode() || s.cpl != 0 || null_selector(static_cast<u16>(s.sysenter_cs))) return c.gp();
   const bool to64 = in.opsize == 8;
   if (to64 && (!c.canonical(s.regs[rcx]) || !c.canonical(s.regs[rdx]))) return c.gp();
-  const auto base = static_cast<u16>(s.sysenter_cs & 0xfffc);
+  const auto base = static_cast<unsigned>(s.sysenter_cs & 0xfffc);
   const u64 sp = to64 ? s.regs[rcx] : static_cast<u32>(s.regs[rcx]);
   const u64 ip = to64 ? s.regs[rdx] : static_cast<u32>(s.regs[rdx]);
-  s.segment(Seg::cs) = to64 ? flat_segment(static_cast<u16>((base + 32) | 3), 0xb, 3, true, false)
-                            : flat_segment(static_cast<u16>((base + 16) | 3), 0xb, 3, false, true);
-  s.segment(Seg::ss) = flat_segment(static_cast<u16>((base + (to64 ? 40 : 24)) | 3), 3, 3, false, true);
+  load_flat(c, Seg::cs, (base + (to64 ? 32 : 16)) | 3, to64 ? user_code64 : user_code32);
+  load_flat(c, Seg::ss, (base + (to64 ? 40 : 24)) | 3, user_stack);
   s.cpl = 3;
   s.regs[rsp] = sp;
   s.regs[reg_rip] = ip;

@@ -42,9 +42,8 @@ void CodeMap::clear() {
   doubted_ = 0;
 }
 
-void CodeMaps::refresh(const Mmu& mmu) {
+void CodeMaps::catch_up(const Mmu& mmu) {
   const unsigned context = mmu.context_number();
-  if (context == context_ && generation_ == mmu.generation()) return;
   const bool other_space = context != std::exchange(context_, context);
   generation_ = mmu.generation();
   const u64 now = mmu.context_generation();
@@ -63,13 +62,7 @@ void CodeMaps::refresh(const Mmu& mmu) {
     if ((other_space || flushed) && !kernel_.global()) kernel_.doubt();
     if (flushed && user_[context]) user_[context]->doubt();
   }
-}
-
-CodeMap& CodeMaps::map(bool user) {
-  if (!user) return kernel_;
-  std::unique_ptr<CodeMap>& m = user_[context_];
-  if (!m) m = std::make_unique<CodeMap>();
-  return *m;
+  if (!user_[context]) user_[context] = std::make_unique<CodeMap>();
 }
 
 void CodeMaps::clear_jumps() {

@@ -92,10 +92,13 @@ class CodeMap {
 // Those of one vCPU.
 class CodeMaps {
  public:
+  CodeMaps() { user_[0] = std::make_unique<CodeMap>(); }
   // After what the guest asked of the TLB, and where it changed address spaces. Maps become doubtful by it.
-  void refresh(const Mmu& mmu);
+  void refresh(const Mmu& mmu) {
+    if (mmu.context_number() != context_ || generation_ != mmu.generation()) catch_up(mmu);
+  }
   // For CPL 3, or for the rest.
-  CodeMap& map(bool user);
+  CodeMap& map(bool user) { return user ? *user_[context_] : kernel_; }
   // Its number, below 32.
   unsigned number(bool user) const { return user ? 1 + context_ : 0; }
   void clear_jumps();
@@ -109,6 +112,7 @@ class CodeMaps {
   }
 
  private:
+  void catch_up(const Mmu& mmu);
   template <class F> void each(F&& f) {
     f(kernel_);
     for (const auto& m : user_) {
@@ -118,7 +122,7 @@ class CodeMaps {
 
   static_assert(Mmu::context_count < 32);
   CodeMap kernel_;
-  // Large; made when a context is first used.
+  // Large; made when a context is first used. The current one is always there.
   std::array<std::unique_ptr<CodeMap>, Mmu::context_count> user_;
   // What they are in line with.
   unsigned context_ = 0;

@@ -134,7 +134,8 @@ TranslatedPage*& Jit::Store::pages_at(u64 linear, const std::byte* host) {
 }
 
 Jit::Jit(Cpu& cpu, bool checked, Statistics* statistics)
-    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr),
+    : cpu_(cpu), lockstep_(checked ? std::make_unique<Lockstep>(*this) : nullptr), host_avx_(host::has_avx()),
+      host_avx512_(host::has_avx512()),
       own_statistics_(statistics == nullptr ? std::make_unique<Statistics>() : nullptr),
       statistics_(statistics == nullptr ? *own_statistics_ : *statistics) {
   cpu_.poll_interval = 16384; // some microseconds
@@ -191,7 +192,8 @@ void Jit::refresh_jumps() {
     doubt_tails();
   mmu_generation_ = cpu_.mmu.generation();
   store_->maps.refresh(cpu_.mmu);
-  if (CodeMap& m = map(); m.doubtful()) {
+  CodeMap& m = map();
+  if (m.doubtful()) [[unlikely]] {
     CodeMap::Rights ignored;
     const auto still_there = [&](const CodeMap::Page& p) { return page_at(p.linear, ignored) == p; };
     if (!m.same(still_there)) {
@@ -204,7 +206,7 @@ void Jit::refresh_jumps() {
     epoch_ = cpu_.code_epoch;
     check_entered();
   }
-  cpu_.translation_.jumps = map().jumps();
+  cpu_.translation_.jumps = m.jumps();
 }
 
 CodeMap::Page Jit::page_at(u64 linear, CodeMap::Rights& rights) {
@@ -586,8 +588,8 @@ u8 Jit::usable_vectors() const {
   u8 usable = x87_usable(s) ? vector_level::x87 : 0;
   if ((s.x87.mxcsr & masks) != masks) return usable; // what is unmasked comes as a signal
   if (vector_needs_met(s, vector_needs::sse)) usable |= vector_level::sse;
-  if (host::has_avx() && vector_needs_met(s, vector_needs::vex)) usable |= vector_level::avx;
-  if (host::has_avx512() && vector_needs_met(s, vector_needs::evex)) usable |= vector_level::avx512;
+  if (host_avx_ && vector_needs_met(s, vector_needs::vex)) usable |= vector_level::avx;
+  if (host_avx512_ && vector_needs_met(s, vector_needs::evex)) usable |= vector_level::avx512;
   return usable;
 }
 

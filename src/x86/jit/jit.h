@@ -136,6 +136,7 @@ class Jit final : public Executor {
   u64 program_gs_ = 0; // the GS base of whoever called run()
   bool running_ = false;
   GuestTurn turn_;
+  const bool host_avx_, host_avx512_;
   const std::unique_ptr<Statistics> own_statistics_; // null: they are elsewhere
   Statistics& statistics_;
 };
