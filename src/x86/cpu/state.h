@@ -175,9 +175,10 @@ struct CpuState {
   std::optional<u64> platform_info; // what the VMM says
   // What a processor without speculation has no need of (SDM vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO,
   // IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
-  // GDS_NO, RFDS_NO.
+  // PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO. The last one spares kernels arranging their branches in cache lines,
+  // of which nothing is left in translated code.
   u64 arch_capabilities = bit(0) | bit(1) | bit(3) | bit(4) | bit(5) | bit(6) | bit(8) | bit(13) | bit(14) |
-                          bit(15) | bit(26) | bit(27);
+                          bit(15) | bit(24) | bit(26) | bit(27) | bit(62);
 
   X87State x87;
   VectorState vector;
