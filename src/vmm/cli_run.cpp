@@ -164,7 +164,10 @@ Result<int> run(const RunOptions& options) {
 
   MachineConfig config{
       .memory = *memory, .cpus = *cpus, .cpuid = {}, .serial_sinks = {}, .debug_console = {}, .wake = wake};
-  config.cpuid = [&model](u32 index, u32 count) { return x86::cpuid_entries(*model, index, count); };
+  const kvm::HostClock clock;
+  config.cpuid = [&model, &clock](u32 index, u32 count) {
+    return x86::cpuid_entries(*model, index, count, clock.tsc_khz());
+  };
   if (options.has_command) {
     const bool console = !options.quiet;
     config.serial_sinks = {[&err, console](u8 b) {
@@ -183,7 +186,6 @@ Result<int> run(const RunOptions& options) {
   }
   if (options.debug_console) config.debug_console = [&err](u8 b) { err.put(b); };
 
-  const kvm::HostClock clock;
   // Declared before the machine, and so destroyed after it.
   const std::unique_ptr<kvm::VmApi> vm = x86::create_vm(*engine);
   Result<std::unique_ptr<Machine>> machine = Machine::create(*vm, clock, std::move(config));

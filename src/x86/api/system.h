@@ -10,6 +10,7 @@
 
 namespace ring3::x86 {
 
+// Its TSC counts as kvm::HostClock's does.
 std::unique_ptr<kvm::VmApi> create_vm(Engine engine = default_engine);
 
 // Has the host's processor what create_vm()'s guests need whatever their CPU model? Everything beyond it is

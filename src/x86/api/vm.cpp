@@ -5,16 +5,13 @@
 #include "kvm/residency.h"
 #include "x86/api/system.h"
 #include "x86/api/vcpu.h"
-#include "x86/cpu/cpuid_model.h"
 
 #include <cerrno>
 
 namespace ring3::x86 {
 
 std::unique_ptr<kvm::VmApi> create_vm(Engine engine) {
-  auto vm = std::make_unique<Vm>(std::make_unique<kvm::HostClock>(), kvm::vm_type_default, engine);
-  vm->set_tsc_khz(cpuid_tsc_khz);
-  return vm;
+  return std::make_unique<Vm>(std::make_unique<kvm::HostClock>(), kvm::vm_type_default, engine);
 }
 
 Vm::Vm(std::unique_ptr<kvm::Clock> clock, u64 type, Engine engine)

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fmt/format.h>
+#include <utility>
 
 namespace ring3::x86 {
 
@@ -226,22 +227,43 @@ void add_topology(Table& t, const Model& m, u32 index, u32 count) {
   }
 }
 
-void add_time(Table& t, const Model& m) {
+struct Ratio {
+  u64 numerator, denominator;
+};
+
+// A good approximation to a / b with a numerator up to `most`, which is more than a / b: a convergent of the
+// continued fraction.
+Ratio nearest_ratio(u64 a, u64 b, u64 most) {
+  Ratio before{0, 1}, now{1, 0};
+  while (b != 0) {
+    const u64 q = a / b;
+    const Ratio next{q * now.numerator + before.numerator, q * now.denominator + before.denominator};
+    if (next.numerator > most) break;
+    before = std::exchange(now, next);
+    a = std::exchange(b, a % b);
+  }
+  return now;
+}
+
+void add_time(Table& t, const Model& m, u64 tsc_khz) {
+  constexpr u64 bus_khz = 1'000'000; // ApicTimer::default_bus_cycle_ns
   if (m.vendor == VendorId::intel) {
-    // Crystal 1 GHz, ratio 1: the TSC counts nanoseconds.
+    // The crystal is what the local APIC's timer counts (SDM vol. 3, 11.5.4). Linux multiplies its kHz by
+    // the numerator in 32 bits.
+    const Ratio ratio = nearest_ratio(tsc_khz, bus_khz, ~u32{0} / bus_khz);
     kvm_cpuid_entry2& e = t.leaf(0x15);
-    e.eax = 1;
-    e.ebx = 1;
-    e.ecx = 1'000'000'000;
+    e.eax = static_cast<u32>(ratio.denominator);
+    e.ebx = static_cast<u32>(ratio.numerator);
+    e.ecx = bus_khz * 1000;
     kvm_cpuid_entry2& mhz = t.leaf(0x16);
-    mhz.eax = mhz.ebx = 1000;
+    mhz.eax = mhz.ebx = static_cast<u16>(std::min<u64>((tsc_khz + 500) / 1000, 0xffff));
     mhz.ecx = 100;
   }
   t.leaf(0x80000007).edx |= 1u << 8; // invariant TSC
   // The generic hypervisor leaf: the TSC and bus frequency in kHz, for whoever asks.
   kvm_cpuid_entry2& khz = t.leaf(0x40000010);
-  khz.eax = 1'000'000;
-  khz.ebx = 1'000'000;
+  khz.eax = static_cast<u32>(std::min<u64>(tsc_khz, ~u32{0}));
+  khz.ebx = bus_khz;
 }
 
 void add_hypervisor(Table& t) {
@@ -310,7 +332,8 @@ Result<CpuModelSelection> select_cpu_model(std::string_view spec) {
   return s;
 }
 
-std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 index, u32 count) {
+std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 index, u32 count,
+                                            u64 tsc_khz) {
   const Model& m = *find_model(selection.name);
   Table t;
   for (const std::string& name : selection.features) t.set(find_feature(name)->feature);
@@ -320,7 +343,7 @@ std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, 
   t.leaf(1).eax = signature(m);
   t.leaf(0x80000001).eax = m.vendor == VendorId::amd ? signature(m) : 0;
   add_topology(t, m, index, count);
-  add_time(t, m);
+  add_time(t, m, tsc_khz);
   add_hypervisor(t);
   add_xsave(t);
   t.leaf(7, 0, true).eax = 1;

@@ -22,12 +22,9 @@ struct CpuModelSelection {
 // errors.
 Result<CpuModelSelection> select_cpu_model(std::string_view spec);
 
-// The TSC frequency that cpuid_entries() tells of.
-constexpr u32 cpuid_tsc_khz = 1'000'000;
-
-// The CPUID entries that one vCPU of `vcpu_count` gets.
+// The CPUID entries that one vCPU of `vcpu_count` gets. `tsc_khz`: what its TSC counts in a millisecond.
 std::vector<kvm_cpuid_entry2> cpuid_entries(const CpuModelSelection& selection, u32 vcpu_index,
-                                            u32 vcpu_count);
+                                            u32 vcpu_count, u64 tsc_khz = 1'000'000);
 
 struct ModelInfo {
   std::string_view name, vendor, description;
