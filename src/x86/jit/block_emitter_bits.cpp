@@ -20,7 +20,7 @@ void BlockEmitter::put_flags_aside(unsigned i) {
 void BlockEmitter::lookup_computed(unsigned size, bool write, unsigned i) {
   const HostMem address = frame::target;
   e_.mov(address, scratch_b);
-  emit_probe(e_, l_, size, write);
+  emit_probe(e_, frame::tlb, size, write);
   handler_when(Cond::ne, i);
   e_.mov(scratch_b, HostMem::at(scratch_b, offsetof(TlbEntry, addend)));
   e_.add(scratch_b, address);

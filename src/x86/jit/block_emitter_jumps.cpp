@@ -172,7 +172,7 @@ void BlockEmitter::give_back(unsigned count, bool host_flags) {
 
 void BlockEmitter::probe_constant(u64 target) {
   const auto slot = static_cast<s32>(JumpTable::index(target) * sizeof(JumpEntry));
-  e_.mov(scratch_b, HostMem::in_cpu(l_.jumps));
+  e_.mov(scratch_b, frame::jumps);
   e_.mov_imm(scratch_a, target);
   e_.cmp(scratch_a, HostMem::at(scratch_b, slot + s32{offsetof(JumpEntry, target)}));
   Cold& out = add_cold(Cold::Kind::far_miss, e_.jcc(Cond::ne));
@@ -197,7 +197,7 @@ void BlockEmitter::jump_indirect(unsigned i, s8 pushed) {
   e_.xor32(scratch_b, scratch_a);
   e_.and32(scratch_b, JumpTable::entries - 1);
   e_.shl(scratch_b, 4);
-  e_.add(scratch_b, HostMem::in_cpu(l_.jumps));
+  e_.add(scratch_b, frame::jumps);
   e_.cmp(scratch_a, HostMem::at(scratch_b, offsetof(JumpEntry, target)));
   Cold& out = add_cold(Cold::Kind::miss, e_.jcc(Cond::ne));
   out.index = static_cast<u16>(i);

@@ -160,7 +160,7 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     if (live_before_[i] != 0) keep_flags();
     const auto at = static_cast<s32>(TlbTable::index(p.linear) * sizeof(TlbEntry));
     const u64 page = page_of(p.linear);
-    e_.mov(scratch_b, HostMem::in_cpu(l_.tlb));
+    e_.mov(scratch_b, frame::tlb);
     if (fits32(page)) {
       e_.cmp_imm(HostMem::at(scratch_b, at + tag), static_cast<s32>(page));
     } else {
@@ -192,14 +192,18 @@ bool BlockEmitter::lookup(const Place& given, unsigned size, bool write, unsigne
     e_.mov(scratch_b, base);
     e_.lea(scratch_b, HostMem::at(scratch_b, p.address.disp));
   } else {
-    e_.lea(scratch_b, p.address);
+    if (p.address.base != no_reg && p.address.index == no_reg && p.address.disp == 0) {
+      e_.mov(scratch_b, HostReg{p.address.base});
+    } else {
+      e_.lea(scratch_b, p.address);
+    }
     if (based) e_.add(scratch_b, base);
   }
   if (misaligned != 0) {
     e_.test8_imm(scratch_b, static_cast<u8>(misaligned));
     add_slow(Cond::ne);
   }
-  emit_probe(e_, l_, size, write);
+  emit_probe(e_, frame::tlb, size, write);
   Cold& slow = add_slow(Cond::ne);
   host_flags_lost();
   e_.mov(scratch_b, HostMem::at(scratch_b, addend));
@@ -225,7 +229,7 @@ void BlockEmitter::look_up_run(const Cold& c) {
   HostMem address = candidate(c.index).access->address;
   address.disp = g.run.lo;
   e_.lea(scratch_b, address);
-  emit_probe(e_, l_, g.run.span, g.run.write);
+  emit_probe(e_, frame::tlb, g.run.span, g.run.write);
   u8* const found = e_.jcc(Cond::e);
   e_.lea(scratch_b, HostMem::at(scratch_b, second));
   e_.cmp(scratch_a, HostMem::at(scratch_b, tag));

@@ -47,6 +47,7 @@ bool BlockEmitter::system(unsigned i) {
     // As Cpu::flags_changed() would. In CPL 0 no alignment is checked, and watchpoints are the interpreter's.
     e_.mov(scratch_a, HostMem::in_cpu(l_.supervisor_tlb + (set ? 8 : 0)));
     e_.mov(HostMem::in_cpu(l_.tlb), scratch_a);
+    e_.mov(frame::tlb, scratch_a);
     e_.mov(HostMem::in_cpu(l_.code_tlb), scratch_a);
     return true;
   }

@@ -47,12 +47,14 @@ struct Layout {
 // which they do with no other memory.
 namespace frame {
 constexpr unsigned addends = 8;
-constexpr s32 size = 24 + 8 * s32{addends};
+constexpr s32 size = 40 + 8 * s32{addends};
 constexpr HostMem budget = HostMem::at(rsp, 0);    // Context::budget, while no C++ code runs
 constexpr HostMem saved_rax = HostMem::at(rsp, 8); // while the flags go through AX
 constexpr HostMem target = HostMem::at(rsp, 16);   // of a call, while its return address is pushed
+constexpr HostMem tlb = HostMem::at(rsp, 24);      // Layout::tlb, Context::jumps, likewise
+constexpr HostMem jumps = HostMem::at(rsp, 32);
 // What lookups have found that several runs of instructions share (lookup_groups); 0: nothing.
-constexpr HostMem addend(unsigned slot) { return HostMem::at(rsp, 24 + static_cast<s32>(slot * 8)); }
+constexpr HostMem addend(unsigned slot) { return HostMem::at(rsp, 40 + static_cast<s32>(slot * 8)); }
 } // namespace frame
 
 // Guest RSP is here: the host's own stays the host's stack.

@@ -21,7 +21,7 @@ const u8* emit_repeated(Emitter& e, const u8* executable, const Layout& l, bool 
   u8* handler[4] = {};
   const auto probe = [&](HostReg at, bool write, const HostMem& host) {
     e.mov(scratch_b, at);
-    emit_probe(e, l, 1, write);
+    emit_probe(e, HostMem::in_cpu(l.tlb), 1, write);
     u8* const miss = e.jcc(Cond::ne);
     e.mov(scratch_b, HostMem::at(scratch_b, offsetof(TlbEntry, addend)));
     e.lea(scratch_b, {.base = scratch_b, .index = at});

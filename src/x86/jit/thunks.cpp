@@ -127,9 +127,16 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   const auto place = [&] { return executable + e.size(); };
 
   const HostMem budget = HostMem::in_cpu(layout.budget);
-  const auto move = [&](const HostMem& to, const HostMem& from) {
-    e.mov(false, scratch_b, from);
-    e.mov(false, to, scratch_b);
+  const auto move = [&](bool wide, const HostMem& to, const HostMem& from) {
+    e.mov(wide, scratch_b, from);
+    e.mov(wide, to, scratch_b);
+  };
+  // What C++ code may have changed. `behind`: how far the host's RSP is below the frame.
+  const auto fill_frame = [&](s32 behind) {
+    const auto in_frame = [&](const HostMem& m) { return HostMem::at(rsp, m.disp + behind); };
+    move(false, in_frame(frame::budget), budget);
+    move(true, in_frame(frame::tlb), HostMem::in_cpu(layout.tlb));
+    move(true, in_frame(frame::jumps), HostMem::in_cpu(layout.jumps));
   };
 
   // enter(cpu, code): six registers and the frame keep the stack aligned for calls.
@@ -137,14 +144,14 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   t.enter = reinterpret_cast<Thunks::Enter>(reinterpret_cast<u64>(place()));
   for (const HostReg r : callee_saved) e.push(r);
   e.lea_rsp(-frame::size);
-  move(frame::budget, budget);
+  fill_frame(0);
   e.mov(scratch_a, HostReg{rsi});
   load_registers(e, layout);
   e.jmp(scratch_a);
 
   t.leave = place();
   store_registers(e, layout);
-  move(budget, frame::budget);
+  move(false, budget, frame::budget);
   save_vectors(e, layout, cpu);
   e.mov(HostReg{rax}, scratch_a);
   u8* const out = e.here();
@@ -153,9 +160,8 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   e.ret();
 
   t.step = place();
-  constexpr HostMem caller_budget = HostMem::at(rsp, frame::budget.disp + 8);
   store_registers(e, layout);
-  move(budget, caller_budget);
+  move(false, budget, HostMem::at(rsp, frame::budget.disp + 8));
   save_vectors(e, layout, cpu);
   e.lea_rsp(-8);
   e.mov_imm(rdi, reinterpret_cast<u64>(cpu));
@@ -163,7 +169,7 @@ Thunks emit_thunks(Emitter& e, const u8* executable, const Layout& layout, const
   e.mov_imm(rax, reinterpret_cast<u64>(step));
   e.call(HostReg{rax});
   e.lea_rsp(8);
-  move(caller_budget, budget);
+  fill_frame(8);
   e.test(rax, rax);
   u8* const elsewhere = e.jcc(Cond::ne);
   load_registers(e, layout);

@@ -9,8 +9,8 @@
 namespace ring3::x86::jit {
 
 // The linear address of `size` bytes is in scratch_b. Afterwards the condition is `e` if they may be accessed
-// by way of the entry that scratch_b points to. Changes scratch_a.
-inline void emit_probe(Emitter& e, const Layout& l, unsigned size, bool write) {
+// by way of the entry that scratch_b points to. Changes scratch_a. The table's address is in `tlb`.
+inline void emit_probe(Emitter& e, const HostMem& tlb, unsigned size, bool write) {
   const s32 tag = write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag);
   if (size == 1) {
     e.mov(scratch_a, scratch_b);
@@ -21,7 +21,7 @@ inline void emit_probe(Emitter& e, const Layout& l, unsigned size, bool write) {
   static_assert(sizeof(TlbEntry) == 1u << (page_shift - 7));
   e.shr(scratch_b, 7);
   e.and32(scratch_b, (TlbTable::entries - 1) * sizeof(TlbEntry));
-  e.add(scratch_b, HostMem::in_cpu(l.tlb));
+  e.add(scratch_b, tlb);
   e.and_(scratch_a, -s32{page_size});
   e.cmp(scratch_a, HostMem::at(scratch_b, tag));
 }
