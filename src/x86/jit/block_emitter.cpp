@@ -188,8 +188,8 @@ bool BlockEmitter::is_hint(Op op) {
 }
 bool BlockEmitter::emit_native(unsigned i) {
   return is_hint(source_[i].decoded.op) || address_only(i) || stack(i) || control_flow(i) || vector(i) ||
-         x87(i) || division(i) || privileged(i) || string(i) || bit_string(i) || translate_byte(i) ||
-         system(i) || copied(i);
+         x87(i) || division(i) || privileged(i) || string(i) || high_byte(i) || bit_string(i) ||
+         translate_byte(i) || system(i) || copied(i);
 }
 
 void BlockEmitter::check_tail(unsigned i) {

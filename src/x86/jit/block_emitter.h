@@ -87,6 +87,7 @@ class BlockEmitter {
   bool division(unsigned i);
   bool privileged(unsigned i);
   bool string(unsigned i);
+  bool high_byte(unsigned i);
   bool bit_string(unsigned i);
   bool translate_byte(unsigned i);
   bool system(unsigned i);

@@ -22,6 +22,12 @@ bool pops_register(const Decoded& d) {
   const Operand& o = d.operand[0];
   return d.op == Op::pop && d.operand_bytes == 8 && is_gpr(o) && o.bits == 64;
 }
+// Of AH to BH, which no instruction can name together with R8 to R15: the rewritten operand has those.
+bool stores_high_byte(const Decoded& d) {
+  const Operand& from = d.operand[1];
+  return d.op == Op::mov && d.has_memory && d.memory_written && is_gpr(from) && from.bits == 8 &&
+         (from.reg & 7) == 1;
+}
 // Displacements that still fit when the size of the access is added.
 bool roomy(s64 displacement) { return displacement > -0x7fff'0000 && displacement < 0x7fff'0000; }
 
@@ -53,6 +59,7 @@ GroupCandidate BlockEmitter::candidate(unsigned i) const {
   default: break;
   }
   if (vector_level_of(d, source_[i].insn)) return can_copy_vector(d, plan_.map) ? harmless : GroupCandidate{};
+  if (stores_high_byte(d)) return harmless;
   const auto form = copy_form(d);
   if (!form || !can_copy(d, *form, plan_.map, d.has_memory)) return {};
   if (!d.has_memory) return neutral;
@@ -240,7 +247,21 @@ void BlockEmitter::look_up_run(const Cold& c) {
   e_.aim_here(missed);
 }
 
-// --- stack instructions ---
+// --- instructions ---
+
+bool BlockEmitter::high_byte(unsigned i) {
+  const Decoded& d = source_[i].decoded;
+  if (!stores_high_byte(d)) return false;
+  const HostReg from = plan_.map[d.operand[1].reg >> 3];
+  const auto p = place_of(i);
+  HostMem at;
+  if (!p || from == no_reg || !lookup(*p, 1, true, i, at)) return false;
+  e_.lea(scratch_b, at);
+  e_.mov(false, scratch_a, from);
+  e_.shr(scratch_a, 8);
+  e_.mov8(HostMem::at(scratch_b), scratch_a);
+  return true;
+}
 
 bool BlockEmitter::stack(unsigned i) {
   const Decoded& d = source_[i].decoded;

@@ -110,6 +110,7 @@ const Golden goldens[] = {
     {"mov rax, [rbx+8]", {0x48, 0x8b, 0x43, 0x08}, 10, 49},
     {"mov rax, [rbx+rcx*8]", {0x48, 0x8b, 0x04, 0xcb}, 11, 52},
     {"mov al, [rbx]", {0x8a, 0x03}, 10, 46},
+    {"mov [rbx+rcx], dh", {0x88, 0x34, 0x0b}, 14, 62},
     {"mov [rbx+8], rax", {0x48, 0x89, 0x43, 0x08}, 10, 50},
     {"mov rax, [rip+8]", {0x48, 0x8b, 0x05, 8, 0, 0, 0}, 5, 29},
     {"mov rax, gs:[0x10]", {0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0}, 12, 67},
@@ -203,7 +204,7 @@ TEST(TranslationSize, WhatIsNotCopied) {
   // Divisions of bytes are rare, far returns change segments.
   EXPECT_FALSE(Translated({0xf6, 0xf3}).native(0)) << "div bl";
   EXPECT_FALSE(Translated({0x48, 0xcb}).native(0)) << "retf";
-  EXPECT_FALSE(Translated({0x88, 0x23}).native(0)) << "mov [rbx], ah";
+  EXPECT_FALSE(Translated({0x8a, 0x23}).native(0)) << "mov ah, [rbx]";
   EXPECT_FALSE(Translated({0xf3, 0xa6}).native(0)) << "repe cmpsb";
   EXPECT_FALSE(Translated({0x64, 0xa4}).native(0)) << "movsb from fs:[rsi]";
   EXPECT_FALSE(Translated({0x0f, 0x22, 0xd8}).native(0)) << "mov cr3, rax";
