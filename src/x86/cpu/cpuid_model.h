@@ -31,7 +31,7 @@ struct ModelInfo {
 };
 std::span<const ModelInfo> cpu_models();
 
-// The names of the features a model has by default; empty for an unknown model.
-std::vector<std::string_view> model_features(std::string_view model);
+// The names of the features a model has by default; empty for an unknown one.
+std::vector<std::string_view> model_features(std::string_view name);
 
 } // namespace ring3::x86
