@@ -15,7 +15,7 @@ namespace ring3::x86::jit {
 
 // How much is done for code.
 enum class Tier : u8 {
-  first,  // it was executed a dozen times: a little of it at a time, and nothing twice
+  first,  // it was executed some times: a little of it at a time, and nothing twice
   second, // time goes there: long traces, which take what they go through along, loops several times
   third,  // much goes there: the same, and how often they are left which way is counted
 };
