@@ -231,9 +231,8 @@ struct Ratio {
   u64 numerator, denominator;
 };
 
-// A good approximation to a / b with a numerator up to `most`, which is more than a / b: a convergent of the
-// continued fraction.
-Ratio nearest_ratio(u64 a, u64 b, u64 most) {
+// The last convergent of a / b's continued fraction with a numerator up to `most`, which is more than a / b.
+Ratio convergent(u64 a, u64 b, u64 most) {
   Ratio before{0, 1}, now{1, 0};
   while (b != 0) {
     const u64 q = a / b;
@@ -250,7 +249,7 @@ void add_time(Table& t, const Model& m, u64 tsc_khz) {
   if (m.vendor == VendorId::intel) {
     // The crystal is what the local APIC's timer counts (SDM vol. 3, 11.5.4). Linux multiplies its kHz by
     // the numerator in 32 bits.
-    const Ratio ratio = nearest_ratio(tsc_khz, bus_khz, ~u32{0} / bus_khz);
+    const Ratio ratio = convergent(tsc_khz, bus_khz, ~u32{0} / bus_khz);
     kvm_cpuid_entry2& e = t.leaf(0x15);
     e.eax = static_cast<u32>(ratio.denominator);
     e.ebx = static_cast<u32>(ratio.numerator);
