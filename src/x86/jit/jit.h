@@ -136,6 +136,7 @@ class Jit final : public Executor {
   u64 program_gs_ = 0; // the GS base of whoever called run()
   bool running_ = false;
   GuestTurn turn_;
+  // host::has_avx() and so on, which usable_vectors() would spend a tenth of a short handler's time on.
   const bool host_avx_, host_avx512_;
   const std::unique_ptr<Statistics> own_statistics_; // null: they are elsewhere
   Statistics& statistics_;
